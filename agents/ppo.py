@@ -1,0 +1,357 @@
+"""Proximal policy optimisation over whole segments of memory."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from doxastic.agents.collector import Collector
+from doxastic.agents.losses import build_loss, estimate_advantages
+from doxastic.agents.normalization import ObservationNormalizer, value_statistics
+from doxastic.agents.optimization import (
+    TrainingDiverged,
+    build_optimizer,
+    non_finite_gradients,
+    optimizer_tensors,
+    restore_optimizer,
+    schedule,
+    set_learning_rate,
+)
+from doxastic.agents.policy import ActorCritic
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """Settings of proximal policy optimisation (Schulman et al., arXiv 1707.06347)."""
+
+    learning_rate: float = 2e-3
+    """Adam's step size at the top of its schedule."""
+
+    anneal_learning_rate: bool = True
+    """Lower the learning rate linearly to 0 over the run."""
+
+    warmup_updates: int = 5
+    """Updates over which the learning rate rises linearly to its top; 0 for none."""
+
+    segment_steps: int = 64
+    """Steps of each environment between updates, over which gradients flow through time."""
+
+    epochs: int = 4
+    """Passes over the rollout per update."""
+
+    minibatches: int = 4
+    """Parts into which the environments are shuffled in each epoch; time is never split."""
+
+    clip: float = 0.2
+    """Half width of the interval around 1 outside which the probability ratio is clipped."""
+
+    value_coefficient: float = 0.5
+    """Weight of the squared error of the value."""
+
+    clip_value: bool = False
+    """Clip the value's change to `clip` as well."""
+
+    entropy_coefficient: float = 0.01
+    """Weight of the entropy bonus."""
+
+    anneal_entropy: bool = True
+    """Lower the entropy's weight linearly to 0 over the run."""
+
+    discount: float = 0.99
+    """Discount of future rewards per step, in [0, 1]."""
+
+    gae_lambda: float = 0.95
+    """Decay of the generalised advantage estimate, in [0, 1]."""
+
+    max_grad_norm: float = 0.5
+    """Norm over all parameters to which gradients are scaled down."""
+
+    target_kl: float | None = None
+    """Stop an update before the first minibatch whose approximate divergence from the
+    acting policy exceeds this; None never stops."""
+
+    normalize_advantage: bool = True
+    """Give the advantages of each rollout mean 0 and standard deviation 1."""
+
+    normalize_value: bool = True
+    """Let the value head learn returns scaled by their running mean and deviation."""
+
+    normalize_observation: bool = False
+    """Scale observations by running statistics of all episodes."""
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` where a field breaks its contract."""
+        for name in ("segment_steps", "epochs", "minibatches"):
+            _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        for name in ("learning_rate", "clip", "max_grad_norm"):
+            _check(name, getattr(self, name), getattr(self, name) > 0, "above 0")
+        for name in ("warmup_updates", "value_coefficient", "entropy_coefficient"):
+            _check(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        for name in ("discount", "gae_lambda"):
+            _check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        _check("target_kl", self.target_kl, self.target_kl is None or self.target_kl > 0, "above 0")
+
+
+MEASURED = (
+    "loss_policy",
+    "loss_value",
+    "entropy",
+    "approx_kl",
+    "clip_fraction",
+    "grad_norm",
+)
+
+
+class PPO:
+    """Trains a policy with memory: one `update` collects a segment and learns from it.
+
+    The memory runs once per minibatch, over whole segments from their stored state; the loss
+    and the advantages are TorchRL's, computed from the features by the two heads.
+
+    Args:
+        policy: What is trained, in place.
+        env: A vector environment with SAME_STEP autoreset.
+        config: The settings.
+        total_steps: Environment steps of the whole run, over which the schedules reach 0.
+        seed: Seed of the environments, the actions and the minibatches.
+        device: Where the policy is trained; it is moved there.
+    """
+
+    def __init__(
+        self,
+        policy: ActorCritic,
+        env: VectorEnv,
+        config: PPOConfig,
+        total_steps: int,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if env.num_envs < config.minibatches:
+            raise ValueError(
+                f"There are {env.num_envs} environments and {config.minibatches} minibatches; "
+                "expected at least one environment in each. Raise env.num_envs or lower "
+                "ppo.minibatches."
+            )
+        _check("total_steps", total_steps, total_steps >= 1, "at least 1")
+        self.config, self.device = config, torch.device(device)
+        self.policy = policy.to(self.device)
+        self.total_updates = math.ceil(total_steps / (config.segment_steps * env.num_envs))
+        self.updates = 0
+        self.observation_normalizer: ObservationNormalizer | None = None
+        if config.normalize_observation:
+            space = env.single_observation_space
+            self.observation_normalizer = ObservationNormalizer(space).to(self.device)
+        self.value_statistics = value_statistics().to(self.device)
+        self.collector = Collector(
+            self.policy,
+            env,
+            config.segment_steps,
+            seed=seed,
+            device=self.device,
+            normalizer=self.observation_normalizer,
+        )
+        self.optimizer = build_optimizer(self.policy)
+        self._parameters = list(self.policy.parameters())
+        self._generator = torch.Generator().manual_seed(seed)
+        self._loss = build_loss(
+            self.policy,
+            clip=config.clip,
+            value_coefficient=config.value_coefficient,
+            clip_value=config.clip_value,
+        ).to(self.device)
+
+    @property
+    def steps(self) -> int:
+        """Environment steps collected so far."""
+        return self.collector.steps
+
+    def update(self) -> dict[str, float]:
+        """Collect one segment, learn from it, and return what was measured.
+
+        The mean return and length are over the last 100 finished episodes, NaN before the
+        first has finished. Losses and gradient norm are means over the minibatches.
+
+        Raises:
+            TrainingDiverged: A loss or gradient was not finite; the weights did not take it.
+            EnvironmentFailure: An environment raised, or gave a NaN or an infinity.
+        """
+        config = self.config
+        start = time.perf_counter()
+        rollout = self.collector.collect()
+        collected = time.perf_counter()
+        learning_rate = config.learning_rate * schedule(
+            self.updates,
+            self.total_updates,
+            warmup=config.warmup_updates,
+            anneal=config.anneal_learning_rate,
+        )
+        set_learning_rate(self.optimizer, learning_rate)
+        fall = schedule(self.updates, self.total_updates, anneal=config.anneal_entropy)
+        self._loss.entropy_coeff.fill_(config.entropy_coefficient * fall)
+        measured = self._learn(rollout)
+        self.updates += 1
+        episodes = self.collector.episodes
+        return {
+            "update": self.updates,
+            "steps": self.steps,
+            "episodes": episodes.finished,
+            "return_mean": _mean(episodes.returns),
+            "length_mean": _mean(episodes.lengths),
+            **measured,
+            "learning_rate": learning_rate,
+            "seconds_rollout": collected - start,
+            "seconds_update": time.perf_counter() - collected,
+        }
+
+    def _learn(self, rollout: TensorDict) -> dict[str, float]:
+        """Run the epochs over one rollout."""
+        rollout, explained_variance = self._with_targets(rollout)
+        rows: list[list[float]] = []
+        for minibatch in self._minibatches(rollout):
+            row, stop = self._step(minibatch)
+            rows.append(row)
+            if stop:
+                break
+        means = np.mean(rows, axis=0).tolist()
+        return {
+            **dict(zip(MEASURED, means, strict=True)),
+            "minibatches": len(rows),
+            "explained_variance": explained_variance,
+        }
+
+    def _with_targets(self, rollout: TensorDict) -> tuple[TensorDict, float]:
+        """Return what the minibatches need, and the variance the values explained."""
+        config = self.config
+        advantage, target = estimate_advantages(rollout, config.discount, config.gae_lambda)
+        if not target.isfinite().all():
+            raise self._diverged("the value targets are")
+        unexplained = (target - rollout["value"]).var() / target.var().clamp_min(1e-8)
+        if config.normalize_value:
+            self.value_statistics.update(target)
+            self.policy.normalize_value_head(self.value_statistics.mean, self.value_statistics.std)
+        if config.normalize_advantage:
+            advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+        kept = rollout.select("observation", "state", "reset", "action", "action_log_prob")
+        kept["advantage"] = advantage.unsqueeze(-1)
+        kept["value_target"] = self._head_units(target)
+        kept["state_value"] = self._head_units(rollout["value"])
+        return kept, 1.0 - float(unexplained)
+
+    def _head_units(self, value: Tensor) -> Tensor:
+        """Return values `[B, T]` as the value head gives them, `[B, T, 1]`."""
+        return ((value - self.policy.value_shift) / self.policy.value_scale).unsqueeze(-1)
+
+    def _minibatches(self, rollout: TensorDict) -> Iterator[TensorDict]:
+        """Yield the environments in random parts, each with all its time, for all epochs."""
+        number = rollout.batch_size[0]
+        ends = [number * part // self.config.minibatches for part in range(self.config.minibatches)]
+        for _ in range(self.config.epochs):
+            order = torch.randperm(number, generator=self._generator).to(self.device)
+            shuffled = rollout[order]
+            for start, end in zip(ends, [*ends[1:], number], strict=True):
+                yield shuffled[start:end]
+
+    def _step(self, minibatch: TensorDict) -> tuple[list[float], bool]:
+        """Descend once; return the values named in MEASURED, and whether to stop instead."""
+        losses = self._losses(minibatch)
+        total = losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]
+        self.optimizer.zero_grad()
+        total.backward()
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients, foreach=True)
+        # mean(ratio) - 1 - mean(log ratio): unlike -mean(log ratio) it is never negative.
+        divergence = losses["mean_ratio"] - 1.0 + losses["kl_approx"]
+        quantities = (
+            losses["loss_objective"],
+            losses["loss_critic"],
+            losses["entropy"],
+            divergence,
+            losses["clip_fraction"],
+            norm,
+        )
+        row: list[float] = torch.stack([q.detach() for q in quantities]).tolist()
+        self._require_finite(row)
+        if self.config.target_kl is not None and row[3] > self.config.target_kl:
+            return row, True
+        limit = self.config.max_grad_norm
+        nn.utils.clip_grads_with_norm_(self._parameters, limit, norm, foreach=True)
+        self.optimizer.step()
+        return row, False
+
+    def _losses(self, minibatch: TensorDict) -> TensorDict:
+        """Return TorchRL's losses of the features, which keep their graph to the memory."""
+        observation = minibatch["observation"]
+        if not isinstance(observation, Tensor):
+            observation = observation.to_dict()
+        features, _ = self.policy.features(observation, minibatch["state"], minibatch["reset"])
+        keys = ("action", "action_log_prob", "advantage", "value_target", "state_value")
+        entries = {"features": features, **{key: minibatch[key] for key in keys}}
+        return self._loss(TensorDict(entries, batch_size=features.shape[:2]))
+
+    def _require_finite(self, row: list[float]) -> None:
+        """Raise `TrainingDiverged`, naming what is not finite, before a step takes it in."""
+        if all(map(math.isfinite, row)):
+            return
+        bad = [name for name, value in zip(MEASURED, row, strict=True) if not math.isfinite(value)]
+        where = non_finite_gradients(self.policy)
+        parameters = ", ".join(where[:3]) + (", ..." if len(where) > 3 else "")
+        raise self._diverged(f"{', '.join(bad)} (gradients of {parameters or 'no parameter'}) is")
+
+    def _diverged(self, what: str) -> TrainingDiverged:
+        return TrainingDiverged(
+            f"Update {self.updates + 1}: {what} not finite. The weights are those before this "
+            "step. Lower ppo.learning_rate or ppo.max_grad_norm, or raise ppo.warmup_updates, and "
+            "resume from the last checkpoint."
+        )
+
+    def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return everything needed to go on: tensors by name, and JSON-able data."""
+        tensors, collector = self.collector.checkpoint()
+        groups = {
+            "policy": self.policy.state_dict(),
+            "optimizer": optimizer_tensors(self.optimizer, self.policy),
+            "value_statistics": self.value_statistics.state_dict(),
+            "collector": tensors,
+        }
+        if self.observation_normalizer is not None:
+            groups["observation_normalizer"] = self.observation_normalizer.state_dict()
+        flat = {
+            f"{group}/{name}": value.detach().cpu().clone()
+            for group, entries in groups.items()
+            for name, value in entries.items()
+        }
+        flat["minibatches/generator"] = self._generator.get_state()
+        return flat, {"updates": self.updates, "collector": collector}
+
+    def restore(self, tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
+        """Go on from `checkpoint`: bit for bit where the environment restores its state."""
+        groups: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            group, _, name = key.partition("/")
+            groups.setdefault(group, {})[name] = value
+        self.updates = data["updates"]
+        self.policy.load_state_dict(groups["policy"])
+        restore_optimizer(self.optimizer, self.policy, groups.get("optimizer", {}))
+        self.value_statistics.load_state_dict(groups["value_statistics"])
+        if self.observation_normalizer is not None:
+            self.observation_normalizer.load_state_dict(groups["observation_normalizer"])
+        self._generator.set_state(groups["minibatches"]["generator"].cpu())
+        self.collector.restore(groups["collector"], data["collector"])
+
+
+def _mean(values: Collection[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _check(name: str, value: object, holds: bool, contract: str) -> None:
+    if not holds:
+        raise ValueError(f"ppo.{name} is {value}; expected {contract}.")

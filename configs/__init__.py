@@ -1,0 +1,1 @@
+"""Whole YAML presets, read by `doxastic.experiment`."""

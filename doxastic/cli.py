@@ -1,0 +1,125 @@
+"""The command line: `doxastic train | evaluate | plot`.
+
+The modules that need torch are imported by the command that needs them, so that `--help` and a
+misspelt command answer at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from doxastic.configuration import ConfigError, preset_names
+
+HELP = """\
+usage: doxastic COMMAND ...
+
+Train agents that remember with a recurrent RWKV-7 core and act on an explicit belief,
+and see how they hold up under noise they never saw.
+
+commands:
+  train [PRESET] [--resume RUN]   train an agent, evaluate it and draw the figures
+  evaluate RUN                    test a trained agent at chosen noise levels
+  plot RUN [RUN ...]              draw the noise sweep and the learning curve of runs
+
+examples:
+  doxastic train                                      the preset noisy-cartpole
+  doxastic train noisy-cartpole --seed 1 --memory.kind gru
+  doxastic train --env.id CartPole-v1 --total-steps 100000
+  doxastic train --resume runs/noisy-cartpole         continue where it stopped
+  doxastic evaluate runs/noisy-cartpole --noise 0 0.1 0.2 0.4
+  doxastic plot runs/noisy-cartpole runs/noisy-cartpole-2
+
+presets: {presets}
+
+options:
+  COMMAND --help    every option of a command, with its meaning and default
+  --debug           show the whole traceback of an error
+  --version         show the version
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code.
+
+    Args:
+        arguments: The words after the program's name; by default those of this process.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _run(words)
+    except KeyboardInterrupt as interrupted:
+        return _interrupted(interrupted)
+    except BrokenPipeError:
+        # Whoever read the output, such as `head`, has gone: nothing is left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        print(f"doxastic: error: {_one_line(error)}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP.format(presets=", ".join(preset_names())), end="")
+        return 0
+    if words[0] == "--version":
+        from doxastic import __version__
+
+        print(f"doxastic {__version__}")
+        return 0
+    command, rest = words[0], words[1:]
+    if command not in _COMMANDS:
+        match = difflib.get_close_matches(command, _COMMANDS, n=1)
+        hint = f"did you mean {match[0]}?" if match else f"commands are {', '.join(_COMMANDS)}"
+        raise ConfigError(f"unknown command {command!r}; {hint}")
+    _COMMANDS[command](rest)
+    return 0
+
+
+def _train(words: list[str]) -> None:
+    from doxastic.commands import train
+
+    train(words)
+
+
+def _evaluate(words: list[str]) -> None:
+    from doxastic.commands import evaluate
+
+    evaluate(words)
+
+
+def _plot(words: list[str]) -> None:
+    from doxastic.commands import plot
+
+    plot(words)
+
+
+_COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "plot": _plot,
+}
+
+# Errors whose message is written for the user; any other is a defect of this program.
+_EXPLAINED = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
+
+
+def _one_line(error: Exception) -> str:
+    message = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, _EXPLAINED):
+        return message
+    return f"{type(error).__name__}: {message} (unexpected; run again with --debug and report it)"
+
+
+def _interrupted(interrupted: KeyboardInterrupt) -> int:
+    """Say where the run stands and return 128 plus the signal's number."""
+    message = str(interrupted) or "interrupted"
+    print(f"doxastic: {message}", file=sys.stderr)
+    return 128 + int(getattr(interrupted, "signal_number", 2))

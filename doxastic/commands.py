@@ -1,0 +1,245 @@
+"""The commands of the command line: their options, read by tyro, and what they call."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+import yaml
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from doxastic.configuration import ConfigError, from_dict
+from doxastic.experiment import Experiment, load_preset
+from doxastic.plotting import Reference
+
+Options = TypeVar("Options")
+
+_RULE = re.compile(r"[─-]{8,}$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Train an agent, evaluate it over noise levels and draw the figures."""
+
+    resume: Path | None = None
+    """Continue this run from its last checkpoint, bit for bit."""
+    run_dir: Path | None = None
+    """A new folder for the run; by default runs/NAME."""
+    quiet: bool = False
+    """Show neither progress nor results."""
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default_factory=Experiment)
+    """The experiment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Test a trained agent at chosen noise levels: table, JSON and figure in the run folder."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """The run folder."""
+    noise: tuple[float, ...] | None = None
+    """Noise levels; by default those of the run's configuration."""
+    episodes: int | None = None
+    """Episodes at each level; by default as in the run's configuration."""
+    which: str = "best"
+    """The checkpoint: best, last, or step-N."""
+    seed: int | None = None
+    """Seed of the episodes; the same for every level and agent, so that differences are theirs."""
+    device: str = "cpu"
+    """Where the network runs: cpu, cuda, cuda:1, ..."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlotOptions:
+    """Draw the noise sweep and the learning curve of one run, or of several in one figure."""
+
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN ...")]
+    """Run folders."""
+    labels: tuple[str, ...] = ()
+    """Names in the legend, one for each run; by default the folders' names."""
+    reference: tuple[str, ...] = ()
+    """Lines to compare with, each as LABEL=RETURN, such as optimum=0.897."""
+    output: Path | None = None
+    """Folder of the figures; by default the run folder, for several runs the current folder."""
+
+
+def train(words: Sequence[str]) -> None:
+    """Run `doxastic train`: the preset first, then what overrides it."""
+    from doxastic import training
+
+    words = list(words)
+    preset = words.pop(0) if words and not words[0].startswith("-") else None
+    description = (
+        "Train an agent, evaluate it over noise levels and draw the figures.\n\n"
+        "usage: doxastic train [PRESET] [OPTIONS]. PRESET is a name or a path to a YAML file; "
+        f"without one it is {training.DEFAULT_PRESET}, or, if --env.id is given, the defaults "
+        "below. Options override the preset.\n\n"
+        "examples:\n"
+        "  doxastic train sequential-test-hard --seed 1\n"
+        "  doxastic train --env.id MiniGrid-MemoryS7-v0 --memory.readout precision\n"
+        "  doxastic train noisy-cartpole --env.noise 0 0.1 --env.num-envs 32"
+    )
+    base = _base_experiment(preset, words)
+    options = _parse(
+        TrainOptions, words, "doxastic train", description, default=TrainOptions(experiment=base)
+    )
+    training.train(
+        options.experiment,
+        run_dir=options.run_dir,
+        resume=options.resume,
+        progress=not options.quiet,
+    )
+
+
+def evaluate(words: Sequence[str]) -> None:
+    """Run `doxastic evaluate`."""
+    options = _parse(EvaluateOptions, words, "doxastic evaluate", EvaluateOptions.__doc__)
+    from doxastic.results import evaluate_run
+    from doxastic.runs import RunFolder
+    from doxastic.training import load
+
+    evaluate_run(
+        RunFolder(options.run),
+        agent=load(options.run, options.which, options.device),
+        noise=options.noise,
+        episodes=options.episodes,
+        seed=options.seed,
+    )
+
+
+def plot(words: Sequence[str]) -> None:
+    """Run `doxastic plot`."""
+    options = _parse(PlotOptions, words, "doxastic plot", PlotOptions.__doc__)
+    from doxastic.results import plot_runs
+    from doxastic.runs import RunFolder
+
+    if not options.runs:
+        raise ConfigError("doxastic plot needs at least one RUN; see doxastic plot --help")
+    if options.labels and len(options.labels) != len(options.runs):
+        raise ConfigError(
+            f"--labels names {len(options.labels)} runs; expected one name for each of the "
+            f"{len(options.runs)} runs"
+        )
+    plot_runs(
+        [RunFolder(run) for run in options.runs],
+        labels=options.labels,
+        references=[_reference(text) for text in options.reference],
+        output=options.output,
+    )
+
+
+def _base_experiment(preset: str | None, words: Sequence[str]) -> Experiment:
+    """Return what the options override: a run to resume, a preset, or the defaults."""
+    from doxastic.runs import RunFolder
+    from doxastic.training import DEFAULT_PRESET, run_and_checkpoint
+
+    run = _value_of("--resume", words)
+    if run is not None:
+        if preset is not None:
+            raise ConfigError(
+                f"the preset {preset} and --resume are both given; a resumed run has its own"
+            )
+        return from_dict(Experiment, RunFolder(run_and_checkpoint(Path(run))[0]).config)
+    if preset is not None:
+        return load_preset(preset)
+    return Experiment() if _value_of("--env.id", words) else load_preset(DEFAULT_PRESET)
+
+
+def _value_of(option: str, words: Sequence[str]) -> str | None:
+    """Return the value of an option before the options are parsed, or `None`."""
+    for i, word in enumerate(words):
+        if word == option and i + 1 < len(words):
+            return words[i + 1]
+        if word.startswith(f"{option}="):
+            return word.removeprefix(f"{option}=")
+    return None
+
+
+def _reference(text: str) -> Reference:
+    label, _, value = text.rpartition("=")
+    try:
+        return Reference(label=label or text, value=float(value))
+    except ValueError as error:
+        raise ConfigError(f"--reference is {text!r}; expected LABEL=RETURN") from error
+
+
+def _parse(
+    options: type[Options],
+    words: Sequence[str],
+    program: str,
+    description: str | None,
+    default: Options | None = None,
+) -> Options:
+    """Return the parsed options; what tyro refuses becomes a `ConfigError` of one line."""
+    refused = io.StringIO()
+    arguments: dict[str, Any] = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(refused):
+            return tyro.cli(
+                options,
+                args=list(words),
+                prog=program,
+                description=description,
+                registry=_registry(),
+                **arguments,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ConfigError(_flatten(refused.getvalue(), program)) from None
+
+
+def _flatten(frame: str, program: str) -> str:
+    """Return the message in tyro's framed text as one line.
+
+    The frame holds a title, the message, and further blocks between horizontal rules; it is
+    drawn with box characters, or in ASCII where the terminal has no others.
+    """
+    lines = [line.strip("│╭╮╰╯ ") for line in frame.splitlines()[1:]]
+    blocks = "\n".join("" if _RULE.match(line) else line for line in lines).strip().split("\n\n")
+    message = " ".join(blocks[0].split()).rstrip(".")
+    section = re.match(r"Error parsing experiment\.?(\w*): ", message)
+    if section:
+        message = message.removeprefix(section[0])
+        is_located = not section[1] or message.startswith(f"{section[1]}.")
+        message = message if is_located else f"{section[1]}: {message}"
+    suggestion = re.search(r"Perhaps you meant:\s*(--\S+)", "\n".join(lines))
+    return (
+        f"{message}; {f'did you mean {suggestion[1]}?' if suggestion else f'see {program} --help'}"
+    )
+
+
+def _registry() -> ConstructorRegistry:
+    """Return tyro's rules and one for dictionaries: `--env.kwargs KEY=VALUE ...`."""
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def dictionary(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        if typing.get_origin(info.type) is not dict:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="KEY=VALUE ...",
+            instance_from_str=_read_pairs,
+            is_instance=lambda value: isinstance(value, dict),
+            str_from_instance=lambda pairs: [f"{key}={value}" for key, value in pairs.items()],
+        )
+
+    return registry
+
+
+def _read_pairs(words: Sequence[str]) -> dict[str, Any]:
+    pairs = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"{word!r} is not KEY=VALUE")
+        pairs[key] = yaml.safe_load(value)
+    return pairs

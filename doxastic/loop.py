@@ -1,0 +1,177 @@
+"""The training loop: update, log, save; and what happens when something stops it."""
+
+from __future__ import annotations
+
+import math
+import signal
+import statistics
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from doxastic.agents.collector import EnvironmentFailure
+from doxastic.agents.optimization import TrainingDiverged
+from doxastic.agents.ppo import PPO
+from doxastic.checkpoints import Checkpoint
+from doxastic.disk import RunError
+from doxastic.interruption import Interruption, TrainingInterrupted
+from doxastic.progress import Reporter
+from doxastic.runs import RunFolder
+
+# Groups of PPO's checkpoint that make the agent; the others serve training only.
+AGENT_GROUPS = ("policy/", "observation_normalizer/")
+
+
+class TrainingStopped(RuntimeError):
+    """Training could not go on; what was reached before is in the run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Snapshot:
+    """The state after an update, whole and finite, with the quality of the agent then."""
+
+    update: int
+    tensors: Mapping[str, Tensor]
+    data: Mapping[str, Any]
+    seconds: float
+    mean_return: float
+    standard_error: float
+
+
+class Loop:
+    """Trains until the total number of steps, saving on the way and whatever stops it.
+
+    The state after every update is kept in memory, so that a failure in the next one loses
+    nothing: it is what gets saved. The best checkpoint is the latest one whose mean return over
+    the last 100 training episodes is not below that of an earlier one by more than their
+    standard errors: a lucky early hundred does not displace a longer training.
+
+    Args:
+        ppo: The trainer.
+        run: The locked run folder.
+        checkpoint_updates: Updates between two checkpoints.
+        reporter: Shows progress.
+    """
+
+    def __init__(
+        self, ppo: PPO, run: RunFolder, *, checkpoint_updates: int, reporter: Reporter
+    ) -> None:
+        self._ppo = ppo
+        self._run = run
+        self._checkpoint_updates = checkpoint_updates
+        self._reporter = reporter
+        self._saved_update: int | None = None
+        self._record = -math.inf
+        self._seconds = 0.0
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            KeyError, RuntimeError, ValueError: If it does not fit the trainer.
+        """
+        self._ppo.restore(
+            {**checkpoint.weights, **checkpoint.trainer}, dict(checkpoint.data["ppo"])
+        )
+        record = checkpoint.data["record"]
+        self._record = -math.inf if record is None else record
+        self._seconds = checkpoint.data["seconds"]
+        self._saved_update = checkpoint.update
+
+    def train(self, total_steps: int) -> None:
+        """Update until `total_steps`, then save.
+
+        Raises:
+            TrainingStopped: If training diverged or the environment failed.
+            TrainingInterrupted: After SIGINT or SIGTERM.
+            RunError: If the run folder cannot be written.
+        """
+        snapshot = self._snapshot()
+        try:
+            with Interruption() as interruption:
+                # Before the first update already: a disk that refuses should say so at once.
+                self._save(snapshot)
+                while self._ppo.steps < total_steps:
+                    metrics = self._update()
+                    snapshot = self._snapshot()
+                    self._run.log(metrics)
+                    self._reporter.update(self._ppo.steps, metrics)
+                    interruption.check()
+                    if self._ppo.updates % self._checkpoint_updates == 0:
+                        self._save(snapshot)
+                self._save(snapshot)
+        except RunError as error:
+            raise RunError(f"{error}; {self._where_it_stands()}") from error
+        except (TrainingDiverged, EnvironmentFailure) as error:
+            self._save(snapshot)
+            raise TrainingStopped(f"{error} {self._where_it_stands()}") from error
+        except TrainingInterrupted as interrupted:
+            self._save(snapshot)
+            number = interrupted.signal_number
+            name = signal.Signals(number).name
+            raise TrainingInterrupted(f"{name}: {self._where_it_stands()}", number) from None
+        except BaseException:
+            self._save(snapshot)
+            raise
+
+    def _update(self) -> dict[str, Any]:
+        """Return the metrics of one update, with its speed and the run's time so far."""
+        began, steps = time.perf_counter(), self._ppo.steps
+        metrics: dict[str, Any] = self._ppo.update()
+        seconds = time.perf_counter() - began
+        self._seconds += seconds
+        metrics["seconds"] = self._seconds
+        metrics["steps_per_second"] = (self._ppo.steps - steps) / seconds
+        return metrics
+
+    def _snapshot(self) -> _Snapshot:
+        tensors, data = self._ppo.checkpoint()
+        mean, error = _mean_and_error(self._ppo.collector.episodes.returns)
+        return _Snapshot(
+            update=self._ppo.updates,
+            tensors=tensors,
+            data={"ppo": data, "steps": self._ppo.steps},
+            seconds=self._seconds,
+            mean_return=mean,
+            standard_error=error,
+        )
+
+    def _save(self, snapshot: _Snapshot) -> None:
+        """Write the snapshot as a checkpoint, unless it is one already."""
+        if snapshot.update == self._saved_update:
+            return
+        is_best = snapshot.mean_return + snapshot.standard_error >= self._record
+        self._record = max(self._record, snapshot.mean_return - snapshot.standard_error)
+        record = self._record if math.isfinite(self._record) else None
+        data = {"ppo": snapshot.data["ppo"], "record": record, "seconds": snapshot.seconds}
+        is_agent = {name: name.startswith(AGENT_GROUPS) for name in snapshot.tensors}
+        env = self._ppo.collector.env
+        checkpoint = Checkpoint(
+            step=snapshot.data["steps"],
+            update=snapshot.update,
+            observation_space=env.single_observation_space,
+            action_space=env.single_action_space,
+            weights={name: x for name, x in snapshot.tensors.items() if is_agent[name]},
+            trainer={name: x for name, x in snapshot.tensors.items() if not is_agent[name]},
+            data=data,
+        )
+        self._run.save(checkpoint, best=is_best)
+        self._saved_update = snapshot.update
+
+    def _where_it_stands(self) -> str:
+        if self._saved_update is None:
+            return f"nothing was saved in {self._run.path} yet"
+        return (
+            f"saved after update {self._saved_update}; "
+            f"continue with: doxastic train --resume {self._run.path}"
+        )
+
+
+def _mean_and_error(returns: Collection[float]) -> tuple[float, float]:
+    """Return the mean and its standard error; minus infinity and 0 for fewer than two."""
+    if len(returns) < 2:
+        return -math.inf, 0.0
+    return statistics.fmean(returns), statistics.stdev(returns) / math.sqrt(len(returns))

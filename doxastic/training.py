@@ -1,0 +1,236 @@
+"""Training from an experiment to a run folder, and agents back from run folders."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor
+
+from doxastic.agents.agent import Agent
+from doxastic.agents.normalization import ObservationNormalizer
+from doxastic.agents.ppo import PPO
+from doxastic.checkpoints import Checkpoint, CheckpointError
+from doxastic.configuration import ConfigError, dump_yaml
+from doxastic.envs.make import make_vector_env
+from doxastic.experiment import (
+    Experiment,
+    build_agent,
+    from_dict,
+    load_preset,
+    override,
+    to_dict,
+    torch_device,
+)
+from doxastic.loop import Loop
+from doxastic.progress import make_reporter
+from doxastic.runs import RunFolder
+from doxastic.spaces import check_same_space
+
+DEFAULT_PRESET = "noisy-cartpole"
+
+# What a resumed run may change: the rest would make the saved weights or statistics unfit.
+_CHANGEABLE = ("total_steps", "device", "threads", "checkpoint_updates", "ppo", "evaluation")
+
+
+def train(
+    experiment: Experiment | str | Path | None = None,
+    *,
+    run_dir: str | Path | None = None,
+    resume: str | Path | None = None,
+    progress: bool = True,
+    **overrides: Any,
+) -> Path:
+    """Train an agent, evaluate it, draw the figures, and return the run folder.
+
+    ```python
+    run = doxastic.train("noisy-cartpole", total_steps=100_000, memory={"kind": "gru"})
+    ```
+
+    Args:
+        experiment: An experiment, the name of a preset or the path of a YAML file; by default
+            the preset `noisy-cartpole`, or with `resume` the run's own experiment.
+        run_dir: A new or empty folder for the run; by default `runs/<name>`.
+        resume: A run folder to continue from its last checkpoint, bit for bit on the same
+            machine and with as many threads; or one of its folders `checkpoints/step-<n>`.
+        progress: Whether to show progress and results.
+        **overrides: Fields of `Experiment` to replace; sections as dictionaries.
+
+    Raises:
+        ConfigError: If the experiment cannot be used.
+        RunError: If the run folder cannot be used or written.
+        CheckpointError: If the checkpoint to continue from is damaged or of another kind.
+        TrainingStopped: If training diverged or the environment failed.
+        TrainingInterrupted: After Ctrl-C or SIGTERM, when the run is saved.
+    """
+    if resume is not None:
+        if run_dir is not None:
+            raise ConfigError("run_dir and resume are both given; a resumed run keeps its folder")
+        return _resume(resume, experiment, overrides, progress)
+    experiment = override(_as_experiment(experiment or DEFAULT_PRESET), overrides)
+    with _threads(experiment.threads), _environment(experiment) as env:
+        ppo = _build_ppo(experiment, env)
+        folder = RunFolder.create(to_dict(experiment), name=experiment.folder_name, path=run_dir)
+        with folder as run:
+            _train(experiment, ppo, run, progress)
+    return run.path
+
+
+def load(run: str | Path, which: str = "best", device: str = "cpu") -> Agent:
+    """Return the agent of a run, ready for `agent.predict(observation, state, episode_start)`.
+
+    Args:
+        run: A run folder.
+        which: `best`, `last` or the name of a checkpoint, `step-<n>`.
+        device: Where the network runs.
+
+    Raises:
+        RunError: If there is no run.
+        CheckpointError: If the checkpoint is missing, damaged or of another version.
+    """
+    folder = RunFolder(run)
+    experiment = override(from_dict(folder.config), {"device": device})
+    checkpoint = folder.load(which)
+    policy = build_agent(experiment, checkpoint.observation_space, checkpoint.action_space)
+    normalizer = None
+    if experiment.ppo.normalize_observation:
+        normalizer = ObservationNormalizer(checkpoint.observation_space)
+    try:
+        policy.load_state_dict(_group(checkpoint.weights, "policy/"))
+        if normalizer is not None:
+            normalizer.load_state_dict(_group(checkpoint.weights, "observation_normalizer/"))
+    except RuntimeError as error:
+        raise _unfit(folder, error) from error
+    return Agent(policy, normalizer)
+
+
+def _resume(
+    path: str | Path,
+    experiment: Experiment | str | Path | None,
+    overrides: Mapping[str, Any],
+    progress: bool,
+) -> Path:
+    """Continue the run at `path` and return its folder."""
+    run_path, which = run_and_checkpoint(Path(path))
+    with RunFolder(run_path) as run:
+        saved = from_dict(run.config)
+        wanted = override(_as_experiment(experiment or saved), overrides)
+        _check_changes(saved, wanted, run)
+        run.lock()
+        checkpoint = run.load(which, with_trainer=True)
+        with _threads(wanted.threads), _environment(wanted) as env:
+            check_same_space(
+                "observation", env.single_observation_space, checkpoint.observation_space
+            )
+            check_same_space("action", env.single_action_space, checkpoint.action_space)
+            ppo = _build_ppo(wanted, env)
+            run.rewind(checkpoint.step)
+            if wanted != saved:
+                run.write("config.yaml", dump_yaml(to_dict(wanted)).encode())
+            _train(wanted, ppo, run, progress, checkpoint)
+    return run.path
+
+
+def _train(
+    experiment: Experiment,
+    ppo: PPO,
+    run: RunFolder,
+    progress: bool,
+    checkpoint: Checkpoint | None = None,
+) -> None:
+    """Run the loop in a folder, then evaluate the best agent and draw."""
+    from doxastic.results import evaluate_run
+
+    start = 0 if checkpoint is None else checkpoint.step
+    if progress:
+        verb = "continuing" if checkpoint else "training"
+        print(f"{verb} {experiment.env.id} into {run.path}", flush=True)
+    reporter = make_reporter(experiment.total_steps, start, shown=progress)
+    loop = Loop(ppo, run, checkpoint_updates=experiment.checkpoint_updates, reporter=reporter)
+    if checkpoint is not None:
+        try:
+            loop.restore(checkpoint)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise _unfit(run, error) from error
+    try:
+        loop.train(experiment.total_steps)
+    finally:
+        reporter.close()
+    evaluate_run(run, agent=load(run.path, device=experiment.device), shown=progress)
+
+
+def _as_experiment(experiment: Experiment | str | Path) -> Experiment:
+    return experiment if isinstance(experiment, Experiment) else load_preset(experiment)
+
+
+def _build_ppo(experiment: Experiment, env: VectorEnv) -> PPO:
+    policy = build_agent(experiment, env.single_observation_space, env.single_action_space)
+    return PPO(
+        policy,
+        env,
+        experiment.ppo,
+        experiment.total_steps,
+        seed=experiment.seed,
+        device=torch_device(experiment.device),
+    )
+
+
+def _check_changes(saved: Experiment, wanted: Experiment, run: RunFolder) -> None:
+    """Raise `ConfigError` if a resumed run is asked to be another experiment."""
+    before, after = to_dict(saved), to_dict(wanted)
+    changed = [key for key in before if before[key] != after[key] and key not in _CHANGEABLE]
+    if saved.ppo.normalize_observation != wanted.ppo.normalize_observation:
+        changed.append("ppo.normalize_observation")
+    if changed:
+        raise ConfigError(
+            f"{', '.join(changed)} differs from {run.path / 'config.yaml'}; a resumed run may "
+            f"change only {', '.join(_CHANGEABLE)}. Train a new run for the rest."
+        )
+
+
+def run_and_checkpoint(path: Path) -> tuple[Path, str]:
+    """Return the run folder and the checkpoint's name for a run or a checkpoint folder."""
+    if path.parent.name == "checkpoints":
+        return path.parent.parent, path.name
+    return path, "last"
+
+
+def _group(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _unfit(run: RunFolder, error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split())[:300]
+    return CheckpointError(
+        f"the checkpoint does not fit {run.path / 'config.yaml'}: {reason}. "
+        "Restore the config.yaml the run was trained with."
+    )
+
+
+@contextlib.contextmanager
+def _environment(experiment: Experiment) -> Iterator[VectorEnv]:
+    env = make_vector_env(experiment.env)
+    try:
+        yield env
+    finally:
+        env.close()
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Bound torch's threads inside, and give the caller's number back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(number, os.cpu_count() or 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,146 @@
+"""CartPole seen through noisy sensors that leave out half of the state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import gymnasium
+import numpy as np
+
+from doxastic.envs.batched import Array, BatchedPOMDP, Random, State, constant, namespace
+from doxastic.envs.noise import noise_levels
+
+Observed = Literal["position", "velocity", "full"]
+
+# Gymnasium 1.4, gymnasium/envs/classic_control/cartpole.py, SI units.
+GRAVITY = 9.8
+CART_MASS = 1.0
+POLE_MASS = 0.1
+TOTAL_MASS = CART_MASS + POLE_MASS
+HALF_POLE_LENGTH = 0.5
+POLE_MASS_LENGTH = POLE_MASS * HALF_POLE_LENGTH
+FORCE = 10.0
+TIME_STEP = 0.02
+POSITION_LIMIT = 2.4
+ANGLE_LIMIT = 12 * 2 * math.pi / 360
+START_RANGE = 0.05
+
+# Of (x, x_dot, theta, theta_dot); the velocities have none.
+_LIMITS = (POSITION_LIMIT, math.inf, ANGLE_LIMIT, math.inf)
+
+# Columns of (x, x_dot, theta, theta_dot) that are seen.
+_COLUMNS: dict[str, tuple[int, ...]] = {
+    "position": (0, 2),
+    "velocity": (1, 3),
+    "full": (0, 1, 2, 3),
+}
+
+
+class CartPole(BatchedPOMDP):
+    """CartPole-v1 with noisy observations of hidden scale and a return of at most 1.
+
+    ## Description
+    A pole stands on a cart that is pushed left or right. The physics are those of Gymnasium's
+    CartPole-v1 (`gymnasium/envs/classic_control/cartpole.py`, Euler steps of 0.02 s, computed in
+    the floating-point type of the random stream). The agent sees part of the state through
+    sensors whose noise scale is drawn at the start of the episode and never shown: it has to
+    infer the velocities, and how far to trust what it sees. With `observed="position"` and a
+    single level this is POPGym's NoisyPositionOnlyCartPole
+    (`popgym/envs/noisy_position_only_cartpole.py`).
+
+    ## Action Space
+    `Discrete(2)`: 0 pushes the cart to the left, 1 to the right, with 10 N.
+
+    ## Observation Space
+    A float32 Box; the noise is added to the raw values, then they are clipped to the Box.
+
+    | observed   | entries                   | bounds                                |
+    |------------|---------------------------|---------------------------------------|
+    | "position" | x (m), theta (rad)        | +-4.8, +-0.419 (twice the fail limits) |
+    | "velocity" | x_dot (m/s), theta_dot (rad/s) | none                             |
+    | "full"     | x, x_dot, theta, theta_dot | as above                             |
+
+    ## Rewards
+    `1 / horizon` for every step taken, the last one included, as in POPGym: an episode that
+    lasts to the horizon returns 1.
+
+    ## Starting State
+    Every entry of (x, x_dot, theta, theta_dot) is uniform on [-0.05, 0.05]; the noise level is
+    uniform over `noise`.
+
+    ## Episode End
+    Terminates when |x| > 2.4 m or |theta| > 12 degrees; is truncated after `horizon` steps.
+
+    ## Arguments
+    observed: Which part of the state is seen: "position", "velocity" or "full".
+    noise: Standard deviation of the Gaussian observation noise, in the units of each entry, or
+        several levels of which one is drawn for each episode.
+    horizon: Steps after which the episode is truncated.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+    """
+
+    hidden_names = ("x", "x_dot", "theta", "theta_dot", "noise")
+
+    def __init__(
+        self,
+        *,
+        observed: Observed = "position",
+        noise: float | Sequence[float] = (0.0, 0.1, 0.2, 0.3),
+        horizon: int = 200,
+    ) -> None:
+        if observed not in _COLUMNS:
+            raise ValueError(f"observed is {observed!r}; expected one of {list(_COLUMNS)}.")
+        if horizon < 1:
+            raise ValueError(f"horizon is {horizon}; expected at least 1 step.")
+        self.observed = observed
+        self.noise = noise_levels(noise)
+        self.max_episode_steps = horizon
+        self.reward_range = (1 / horizon, 1 / horizon)
+        self._columns = _COLUMNS[observed]
+        bounds = tuple(2 * _LIMITS[i] for i in self._columns)
+        self._bounds = (tuple(-bound for bound in bounds), bounds)
+        high = np.array(bounds, dtype=np.float32)
+        self.observation_space = gymnasium.spaces.Box(-high, high, dtype=np.float32)
+        self.action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, n: int, random: Random) -> State:
+        """Return `n` carts near the centre, `"physics"` `[n, 4]`, and their noise `[n]`."""
+        physics = -START_RANGE + 2 * START_RANGE * random.uniform((n, 4))
+        return {"physics": physics, "noise": self.draw_noise(n, random)}
+
+    def step(self, state: State, action: Array, random: Random) -> tuple[State, Array, Array]:
+        """Return the next state, the rewards and the terminations after one Euler step."""
+        physics = state["physics"]
+        xp = namespace(physics)
+        x_dot, theta, theta_dot = physics[:, 1], physics[:, 2], physics[:, 3]
+        force = xp.astype(action, physics.dtype) * (2 * FORCE) - FORCE
+        cos, sin = xp.cos(theta), xp.sin(theta)
+        pull = (force + POLE_MASS_LENGTH * (theta_dot * theta_dot) * sin) / TOTAL_MASS
+        inertia = HALF_POLE_LENGTH * (4.0 / 3.0 - POLE_MASS * (cos * cos) / TOTAL_MASS)
+        theta_acc = (GRAVITY * sin - cos * pull) / inertia
+        x_acc = pull - POLE_MASS_LENGTH * theta_acc * cos / TOTAL_MASS
+        velocity = xp.stack([x_dot, x_acc, theta_dot, theta_acc], axis=1)
+        moved = physics + TIME_STEP * velocity
+        out_of_bounds = xp.abs(moved) > constant(_LIMITS, moved)
+        terminated = out_of_bounds[:, 0] | out_of_bounds[:, 2]
+        reward = xp.full_like(theta, self.reward_range[0])
+        return {"physics": moved, "noise": state["noise"]}, reward, terminated
+
+    def observe(self, state: State, random: Random) -> Array:
+        """Return the seen entries plus noise, clipped to the space, `[N, D]`."""
+        physics = state["physics"]
+        xp = namespace(physics)
+        first, stride = self._columns[0], 1 if self.observed == "full" else 2
+        noise = random.normal((physics.shape[0], len(self._columns)))
+        seen = physics[:, first::stride] + state["noise"][:, None] * noise
+        bounds = constant(self._bounds, seen)
+        return xp.minimum(xp.maximum(seen, bounds[0]), bounds[1])
+
+    def hidden(self, state: State) -> Array:
+        """Return (x, x_dot, theta, theta_dot, noise level), `[N, 5]`."""
+        xp = namespace(state["physics"])
+        return xp.concat([state["physics"], state["noise"][:, None]], axis=1)

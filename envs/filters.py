@@ -1,0 +1,328 @@
+"""Exact Bayes filter and optimal return of the sequential test, by dynamic programming.
+
+With the observations o_1 .. o_n, n, sum o and sum o^2 are sufficient for (s, sigma). Written as
+the mean m and the mean squared deviation v around it,
+
+    log p(o_1 .. o_n | s, sigma) = -n log sigma - n ((m - s)^2 + v) / (2 sigma^2) + constant,
+
+so the posterior is exact for every state. The value of waiting is computed on a grid over
+(|m|, v), the only approximation: the sign of m does not matter by symmetry, and an expectation
+over the next observation is a Gauss-Hermite sum for every (s, sigma) with a non-zero posterior.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from doxastic.envs.batched import NumpyRandom
+from doxastic.envs.sequential_test import LEFT, RIGHT, WAIT, SequentialTest
+
+FloatArray = npt.NDArray[np.float64]
+
+# Components with less posterior weight than this do not move the value.
+_NEGLIGIBLE = 1e-12
+
+
+class Posterior(NamedTuple):
+    """Posterior of the hidden variables of a sequential test."""
+
+    right: FloatArray
+    """P(s = +1), of the shape of the statistics."""
+
+    noise: FloatArray
+    """P(sigma = level) for every noise level, in a trailing dimension."""
+
+
+class Returns(NamedTuple):
+    """Monte-Carlo returns, one entry per noise level."""
+
+    mean: FloatArray
+    standard_error: FloatArray
+
+
+def sequential_test_posterior(
+    count: npt.ArrayLike,
+    total: npt.ArrayLike,
+    squares: npt.ArrayLike,
+    noise: Sequence[float],
+) -> Posterior:
+    """Return the posterior of (s, sigma) under uniform priors.
+
+    Args:
+        count: Number of observations n >= 1.
+        total: Sum of the observations.
+        squares: Sum of their squares.
+        noise: Possible values of sigma, all positive.
+    """
+    n, total, squares = np.broadcast_arrays(count, total, squares)
+    mean = total / n
+    weights = _weights(n, mean, np.maximum(squares / n - mean**2, 0.0), noise)
+    return Posterior(weights[..., 0, :].sum(-1), weights.sum(-2))
+
+
+def _weights(n: Any, mean: FloatArray, spread: FloatArray, noise: Sequence[float]) -> FloatArray:
+    """Return P(s, sigma | n, m, v) with trailing dimensions (s = +1, -1; sigma)."""
+    sigma = np.asarray(noise, dtype=np.float64)
+    n, mean, spread = (np.asarray(x, dtype=np.float64)[..., None, None] for x in (n, mean, spread))
+    distance = (mean - np.array([[1.0], [-1.0]])) ** 2 + spread
+    log_weight = -n * np.log(sigma) - n * distance / (2 * sigma**2)
+    weight = np.exp(log_weight - log_weight.max((-2, -1), keepdims=True))
+    return np.asarray(weight / weight.sum((-2, -1), keepdims=True))
+
+
+class SequentialTestSolution(ABC):
+    """A policy of a sequential test on (n, sum o, sum o^2), and what it is worth.
+
+    Attributes:
+        task: The test it solves.
+        value: Expected return under the task's own distribution of noise levels.
+    """
+
+    def __init__(self, task: SequentialTest, value: float) -> None:
+        self.task = task
+        self.value = value
+
+    @abstractmethod
+    def policy(
+        self, count: int, total: npt.ArrayLike, squares: npt.ArrayLike
+    ) -> npt.NDArray[np.int64]:
+        """Return the action at every state of `count` observations.
+
+        Args:
+            count: Number of observations seen, 1 to `task.horizon`.
+            total: Sums of the observations.
+            squares: Sums of their squares, of the same shape.
+        """
+
+    def returns(self, noise: Sequence[float], episodes: int, seed: int) -> Returns:
+        """Return the policy's mean return in the real environment at each noise level.
+
+        Args:
+            noise: Levels to play at, also others than those it was solved for.
+            episodes: Episodes per level, played all at once.
+            seed: Seed of the environments; levels meet the same draws.
+        """
+        outcomes = np.stack([self._play(level, episodes, seed) for level in noise])
+        error = outcomes.std(1, ddof=1) / np.sqrt(episodes)
+        return Returns(outcomes.mean(1), error)
+
+    def _play(self, level: float, episodes: int, seed: int) -> FloatArray:
+        """Return the returns `[episodes]` of episodes at one noise level."""
+        task = self.task
+        task = SequentialTest(
+            wait_cost=task.wait_cost, wrong_cost=task.wrong_cost, horizon=task.horizon, noise=level
+        )
+        random = NumpyRandom(np.random.default_rng(seed))
+        state = task.reset(episodes, random)
+        outcome, running = np.zeros(episodes), np.ones(episodes, dtype=bool)
+        total, squares = np.zeros(episodes), np.zeros(episodes)
+        for count in range(1, task.horizon + 1):
+            o = task.observe(state, random)[:, 0]
+            total, squares = total + o, squares + o * o
+            action = np.full(episodes, WAIT)
+            action[running] = self.policy(count, total[running], squares[running])
+            state, reward, ended = task.step(state, action, random)
+            outcome += reward * running
+            running &= ~ended
+            if not running.any():
+                break
+        return outcome
+
+
+class _Grid:
+    """Grid over (|m|, v): asinh spacing of the mean, logarithmic spacing of the spread."""
+
+    def __init__(self, noise: Sequence[float], means: int, spreads: int) -> None:
+        reach = 6 * max(noise)
+        self.mean_unit = 0.1
+        self.spread_unit = 0.02 * min(noise) ** 2
+        self.mean_step = np.arcsinh((1 + reach) / self.mean_unit) / (means - 1)
+        self.spread_step = np.log1p(reach**2 / self.spread_unit) / (spreads - 1)
+        self.mean = self.mean_unit * np.sinh(self.mean_step * np.arange(means))
+        self.spread = self.spread_unit * np.expm1(self.spread_step * np.arange(spreads))
+
+    @property
+    def scales(self) -> tuple[float, float, float, float]:
+        """Units and steps of both axes, as the compiled functions take them."""
+        return self.mean_unit, float(self.mean_step), self.spread_unit, float(self.spread_step)
+
+
+class _Optimum(SequentialTestSolution):
+    """The optimal policy: answer where that is worth more than waiting."""
+
+    def __init__(
+        self, task: SequentialTest, value: float, grid: _Grid, waiting: FloatArray
+    ) -> None:
+        super().__init__(task, value)
+        self._grid = grid
+        self._waiting = waiting
+
+    def policy(
+        self, count: int, total: npt.ArrayLike, squares: npt.ArrayLike
+    ) -> npt.NDArray[np.int64]:
+        """Return the optimal action at every state of `count` observations."""
+        mean = np.asarray(total, dtype=np.float64) / count
+        spread = np.maximum(np.asarray(squares, dtype=np.float64) / count - mean**2, 0.0)
+        right = _weights(count, mean, spread, self.task.noise)[..., 0, :].sum(-1)
+        answering = _worth_of_answer(right, self.task.wrong_cost)
+        waiting = _interpolated(
+            mean.reshape(-1), spread.reshape(-1), self._waiting[count - 1], *self._grid.scales
+        ).reshape(mean.shape)
+        answer = np.where(right >= 0.5, RIGHT, LEFT)
+        return np.where(waiting > answering, WAIT, answer).astype(np.int64)
+
+
+def solve_sequential_test(
+    task: SequentialTest, *, means: int = 201, spreads: int = 141, nodes: int = 25
+) -> SequentialTestSolution:
+    """Return the optimal policy and return of a sequential test; remembered per task.
+
+    Args:
+        task: The test; every noise level must be positive.
+        means: Grid points over the absolute mean.
+        spreads: Grid points over the mean squared deviation.
+        nodes: Gauss-Hermite nodes of the expectation over the next observation.
+
+    Raises:
+        ValueError: If a noise level is 0: one observation then tells everything.
+    """
+    if min(task.noise) <= 0:
+        raise ValueError(
+            f"noise is {task.noise}; the dynamic program needs positive levels. "
+            "Leave 0 out: at sigma = 0 the first observation decides, and the return is 1."
+        )
+    arguments = (task.wait_cost, task.wrong_cost, task.horizon, task.noise)
+    return _solve(*arguments, means, spreads, nodes)
+
+
+@lru_cache(maxsize=32)
+def _solve(
+    wait_cost: float,
+    wrong_cost: float,
+    horizon: int,
+    noise: tuple[float, ...],
+    means: int,
+    spreads: int,
+    nodes: int,
+) -> SequentialTestSolution:
+    task = SequentialTest(
+        wait_cost=wait_cost, wrong_cost=wrong_cost, horizon=horizon, noise=noise
+    )
+    grid = _Grid(noise, means, spreads)
+    points, masses = np.polynomial.hermite_e.hermegauss(nodes)
+    mean, spread = np.meshgrid(grid.mean, grid.spread, indexing="ij")
+    # At the horizon, waiting is a wrong answer.
+    waiting = np.full((horizon, means, spreads), -wrong_cost)
+    for n in range(horizon, 0, -1):
+        weights = _weights(n, mean, spread, noise)
+        if n < horizon:
+            waiting[n - 1] = -wait_cost + _expectation(
+                n,
+                grid.mean,
+                grid.spread,
+                weights,
+                np.array(noise),
+                points,
+                masses / masses.sum(),
+                np.stack([answering, waiting[n]]),
+                *grid.scales,
+            )
+        answering = _worth_of_answer(weights[..., 0, :].sum(-1), wrong_cost)
+    # A single observation has no spread.
+    first = np.maximum(answering[:, 0], waiting[0, :, 0])
+    return _Optimum(task, _value_at_start(first, grid, noise), grid, waiting)
+
+
+def _worth_of_answer(right: FloatArray, wrong_cost: float) -> FloatArray:
+    """Return the expected reward of the likelier answer, given P(s = +1)."""
+    likelier = np.maximum(right, 1 - right)
+    return np.asarray(likelier - (1 - likelier) * wrong_cost)
+
+
+def _value_at_start(first: FloatArray, grid: _Grid, noise: Sequence[float]) -> float:
+    """Return the mean of the value after the first observation, over its distribution."""
+    epsilon = np.linspace(-8, 8, 4001)
+    density = np.exp(-(epsilon**2) / 2)
+    density /= density.sum()
+    values = [np.interp(np.abs(1 + sigma * epsilon), grid.mean, first) for sigma in noise]
+    return float(np.mean([density @ value for value in values]))
+
+
+@njit(cache=True)
+def _cell(x: float, unit: float, step: float, size: int, mean: bool) -> tuple[int, float]:
+    """Return the grid cell of a coordinate and the position in it, in [0, 1]."""
+    position = (np.arcsinh(x / unit) if mean else np.log1p(x / unit)) / step
+    index = min(int(position), size - 2)
+    return index, min(position - index, 1.0)
+
+
+@njit(cache=True)
+def _blend(table: Any, i: int, j: int, x: float, y: float) -> float:
+    low = (1 - y) * table[i, j] + y * table[i, j + 1]
+    high = (1 - y) * table[i + 1, j] + y * table[i + 1, j + 1]
+    return (1 - x) * low + x * high
+
+
+@njit(cache=True)
+def _interpolated(
+    mean: Any,
+    spread: Any,
+    table: Any,
+    mean_unit: float,
+    mean_step: float,
+    spread_unit: float,
+    spread_step: float,
+) -> Any:
+    """Return the bilinear interpolation of `table` at every (|m|, v)."""
+    out = np.empty(mean.size)
+    for k in range(mean.size):
+        i, x = _cell(abs(mean[k]), mean_unit, mean_step, table.shape[0], True)
+        j, y = _cell(spread[k], spread_unit, spread_step, table.shape[1], False)
+        out[k] = _blend(table, i, j, x, y)
+    return out
+
+
+@njit(cache=True)
+def _expectation(
+    n: int,
+    means: Any,
+    spreads: Any,
+    weights: Any,
+    noise: Any,
+    points: Any,
+    masses: Any,
+    tables: Any,
+    mean_unit: float,
+    mean_step: float,
+    spread_unit: float,
+    spread_step: float,
+) -> Any:
+    """Return E[max(answering, waiting)] after one more observation, at every grid point.
+
+    Interpolating the two smooth tables, not their maximum, keeps its kink sharp.
+    """
+    out = np.zeros((means.size, spreads.size))
+    for a in range(means.size):
+        for b in range(spreads.size):
+            for s in range(2):
+                for k in range(noise.size):
+                    weight = weights[a, b, s, k]
+                    if weight < _NEGLIGIBLE:
+                        continue
+                    for q in range(points.size):
+                        o = 1.0 - 2.0 * s + noise[k] * points[q]
+                        mean = (n * means[a] + o) / (n + 1)
+                        spread = (n * spreads[b] + (o - means[a]) * (o - mean)) / (n + 1)
+                        i, x = _cell(abs(mean), mean_unit, mean_step, means.size, True)
+                        j, y = _cell(spread, spread_unit, spread_step, spreads.size, False)
+                        answering = _blend(tables[0], i, j, x, y)
+                        waiting = _blend(tables[1], i, j, x, y)
+                        out[a, b] += weight * masses[q] * max(answering, waiting)
+    return out

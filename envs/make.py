@@ -1,0 +1,155 @@
+"""Vector environments for training and evaluation, from a typed configuration."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import gymnasium
+import numpy.typing as npt
+from gymnasium import spaces
+from gymnasium.error import UnregisteredEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers import FlattenObservation
+
+from doxastic.envs.gymnasium import POMDPVectorEnv
+from doxastic.envs.noise import ObservationNoise, noise_levels
+from doxastic.envs.registration import TASKS, make_vector
+from doxastic.envs.wrappers import CopyData, DropText, PreviousAction
+
+# Prefix of an id -> the package that registers it, which is also the name of pip's extra.
+_EXTRAS = {"popgym-": "popgym", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvConfig:
+    """Which environment, how many of it, and what is added to its observations."""
+
+    id: str = "doxastic/CartPole-v0"
+    """Gymnasium id: a task of doxastic, or any other registered environment."""
+
+    num_envs: int = 64
+    """Environments stepped at once."""
+
+    noise: tuple[float, ...] | None = None
+    """Levels of observation noise, one drawn for each episode; None keeps the environment's own."""
+
+    previous_action: bool = True
+    """Whether observations carry the previous action and a flag for the start of an episode."""
+
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the environment."""
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` on a value outside its range."""
+        if self.num_envs < 1:
+            raise ValueError(f"num_envs is {self.num_envs}; expected at least 1 environment.")
+        if self.noise is not None:
+            noise_levels(self.noise)
+        for name in ("noise", "previous_action"):
+            if name in self.kwargs:
+                raise ValueError(f"kwargs holds {name!r}; give it as the field {name} instead.")
+
+
+def make_vector_env(
+    config: EnvConfig, *, num_envs: int | None = None, noise: tuple[float, ...] | None = None
+) -> VectorEnv[Any, Any, Any]:
+    """Return a vector environment with same-step autoreset.
+
+    The tasks of doxastic are stepped all at once; other environments one after the other by
+    Gymnasium's SyncVectorEnv, with their observations and info copied, Tuple observations
+    flattened, Text entries dropped, and noise and previous action added by wrappers.
+
+    Args:
+        config: The environment.
+        num_envs: Number of environments in place of `config.num_envs`.
+        noise: Noise levels in place of `config.noise`.
+
+    Raises:
+        ValueError: If the id is unknown, its package is not installed, the environment rejects
+            the arguments, or noise is asked for and the observations have no Box.
+    """
+    if num_envs is not None:
+        config = replace(config, num_envs=num_envs)
+    if noise is not None:
+        config = replace(config, noise=noise)
+    if config.id in TASKS:
+        return _make_task(config)
+    _require_id(config.id)
+    return SyncVectorEnv(
+        [lambda: _make_single(config)] * config.num_envs, autoreset_mode=AutoresetMode.SAME_STEP
+    )
+
+
+def env_state(
+    env: VectorEnv[Any, Any, Any],
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]] | None:
+    """Return what `POMDPVectorEnv.set_state` continues from; None for outside environments."""
+    inner = env.unwrapped
+    return inner.get_state() if isinstance(inner, POMDPVectorEnv) else None
+
+
+def _make_task(config: EnvConfig) -> VectorEnv[Any, Any, Any]:
+    arguments = dict(config.kwargs)
+    if config.noise is not None:
+        arguments["noise"] = config.noise
+    try:
+        return make_vector(
+            config.id, config.num_envs, previous_action=config.previous_action, **arguments
+        )
+    except TypeError as error:
+        raise _rejected(config, error) from error
+
+
+def _make_single(config: EnvConfig) -> gymnasium.Env[Any, Any]:
+    try:
+        env = gymnasium.make(config.id, **{"disable_env_checker": True, **config.kwargs})
+    except TypeError as error:
+        raise _rejected(config, error) from error
+    env = CopyData(env)
+    if isinstance(env.observation_space, spaces.Tuple):
+        env = FlattenObservation(env)
+    if isinstance(env.observation_space, spaces.Dict) and any(
+        isinstance(space, spaces.Text) for space in env.observation_space.values()
+    ):
+        env = DropText(env)
+    if config.noise is not None:
+        env = ObservationNoise(env, config.noise)
+    return PreviousAction(env) if config.previous_action else env
+
+
+def _rejected(config: EnvConfig, error: TypeError) -> ValueError:
+    return ValueError(f"{config.id} rejects the arguments {config.kwargs}: {error}")
+
+
+def _require_id(env_id: str) -> None:
+    """Import the package that registers the id; raise `ValueError` if there is no such id."""
+    name = env_id
+    if ":" in env_id:
+        module, name = env_id.split(":", 1)
+        _import(module, f"Install the package that provides {module!r}.", env_id)
+    for prefix, package in _EXTRAS.items():
+        if name.startswith(prefix):
+            _import(package, f"Run: pip install 'doxastic[{package}]'.", env_id)
+    try:
+        known = name in gymnasium.registry or gymnasium.spec(name) is not None
+    except UnregisteredEnv:
+        known = False
+    if not known:
+        nearest = difflib.get_close_matches(name, gymnasium.registry, n=3, cutoff=0.4)
+        hint = f"The nearest ids are {', '.join(nearest)}." if nearest else "No id is near it."
+        raise ValueError(
+            f"There is no environment with the id {env_id!r}. {hint} An id of another package "
+            "needs that package imported: write 'module:id'."
+        )
+
+
+def _import(module: str, remedy: str, env_id: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{env_id} needs the package {error.name!r}, which is not installed. {remedy}"
+        ) from error

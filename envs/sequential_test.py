@@ -1,0 +1,134 @@
+"""A sequential test of two hypotheses with an unknown noise level."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import gymnasium
+import numpy as np
+from array_api_compat import device
+
+from doxastic.envs.batched import Array, BatchedPOMDP, Random, State, namespace
+from doxastic.envs.noise import noise_levels
+
+WAIT, LEFT, RIGHT = 0, 1, 2
+
+
+class _Variant(NamedTuple):
+    wait_cost: float
+    wrong_cost: float
+    horizon: int
+    noise: tuple[float, ...]
+
+
+VARIANTS: dict[str, _Variant] = {
+    "easy": _Variant(0.02, 1.0, 40, (0.5, 1.0, 2.0)),
+    "hard": _Variant(0.01, 3.0, 40, (0.25, 0.5, 1.0, 2.0, 4.0)),
+}
+
+
+class SequentialTest(BatchedPOMDP):
+    """Decide from noisy observations whether a hidden sign is negative or positive.
+
+    ## Description
+    A sign s in {-1, +1} and a noise level sigma are drawn at the start of the episode; every
+    observation is o = s + sigma * epsilon with a standard normal epsilon. The agent may wait for
+    another observation or commit to an answer. When to stop depends on the posterior of s, hence
+    on sigma, which is never shown: an agent that tracks only the mean of what it saw stops too
+    late under little noise and too early under much. The optimum, from dynamic programming
+    on (n, sum o, sum o^2), is .897 on "easy" and .853 on "hard"
+    (`doxastic.envs.filters.solve_sequential_test`); ignoring the noise costs little on "easy",
+    much on "hard". A sequential probability ratio test (Wald, 1945) with unknown variance.
+
+    ## Action Space
+    `Discrete(3)`: 0 waits, 1 answers "left" (s = -1), 2 answers "right" (s = +1).
+
+    ## Observation Space
+    `Box(-inf, inf, (1,), float32)`: the observation o, without unit.
+
+    ## Rewards
+    `-wait_cost` for waiting, `+1` for the right answer, `-wrong_cost` for the wrong one. Waiting
+    at step `horizon`, when an answer is due, counts as a wrong answer: `-wrong_cost`.
+
+    ## Starting State
+    s is -1 or +1 with equal probability, sigma uniform over `noise`. The first observation comes
+    with the reset, free of charge, so that an answer may use 1 to `horizon` observations.
+
+    ## Episode End
+    Terminates with an answer or with step `horizon`. The horizon is part of the task, so its end
+    is a termination, never a truncation: there is nothing left to bootstrap from.
+
+    ## Arguments
+    variant: "easy" (wait_cost 0.02, wrong_cost 1, horizon 40, noise 0.5, 1, 2) or "hard"
+        (0.01, 3, 40, noise 0.25, 0.5, 1, 2, 4): defaults of the arguments below.
+    wait_cost: Cost of waiting one step.
+    wrong_cost: Cost of a wrong answer.
+    horizon: Step by which an answer is due.
+    noise: Standard deviation sigma of an observation, or several, one drawn for each episode.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+    """
+
+    max_episode_steps = None
+    hidden_names = ("sign", "noise")
+
+    def __init__(
+        self,
+        *,
+        variant: Literal["easy", "hard"] = "easy",
+        wait_cost: float | None = None,
+        wrong_cost: float | None = None,
+        horizon: int | None = None,
+        noise: float | Sequence[float] | None = None,
+    ) -> None:
+        if variant not in VARIANTS:
+            raise ValueError(f"variant is {variant!r}; expected one of {list(VARIANTS)}.")
+        default = VARIANTS[variant]
+        self.wait_cost = default.wait_cost if wait_cost is None else float(wait_cost)
+        self.wrong_cost = default.wrong_cost if wrong_cost is None else float(wrong_cost)
+        self.horizon = default.horizon if horizon is None else int(horizon)
+        self.noise = noise_levels(default.noise if noise is None else noise)
+        for name in ("wait_cost", "wrong_cost"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} is {value}; expected a finite number >= 0.")
+        if self.horizon < 1:
+            raise ValueError(f"horizon is {self.horizon}; expected at least 1 step.")
+        self.reward_range = (-max(self.wrong_cost, self.wait_cost), 1.0)
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+        self.action_space = gymnasium.spaces.Discrete(3)
+
+    def reset(self, n: int, random: Random) -> State:
+        """Return `"sign"`, `"noise"` and the number of `"steps"` taken, each `[n]`."""
+        u = random.uniform((n,))
+        xp = namespace(u)
+        return {
+            "sign": xp.where(u < 0.5, -xp.ones_like(u), xp.ones_like(u)),
+            "noise": self.draw_noise(n, random),
+            "steps": xp.zeros((n,), dtype=xp.int64, device=device(u)),
+        }
+
+    def step(self, state: State, action: Array, random: Random) -> tuple[State, Array, Array]:
+        """Return the next state, the rewards and the terminations; draws nothing."""
+        sign = state["sign"]
+        xp = namespace(sign)
+        steps = state["steps"] + 1
+        terminated = (action != WAIT) | (steps >= self.horizon)
+        # A wait has the answer -3, which is never right.
+        right = 2 * xp.astype(action, sign.dtype) - 3 == sign
+        reward = xp.astype(right, sign.dtype) * (1 + self.wrong_cost) - self.wrong_cost
+        reward = xp.where(terminated, reward, xp.full_like(sign, -self.wait_cost))
+        return {"sign": sign, "noise": state["noise"], "steps": steps}, reward, terminated
+
+    def observe(self, state: State, random: Random) -> Array:
+        """Return s + sigma * epsilon, `[N, 1]`."""
+        sign = state["sign"]
+        return (sign + state["noise"] * random.normal(sign.shape))[:, None]
+
+    def hidden(self, state: State) -> Array:
+        """Return (s, sigma), `[N, 2]`."""
+        xp = namespace(state["sign"])
+        return xp.stack([state["sign"], state["noise"]], axis=1)

@@ -1,0 +1,1 @@
+"""Recurrent kernels: tensors in, tensors out."""

@@ -1,0 +1,138 @@
+"""What the public kernels check, and how they choose a backend."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("doxastic.kernels")
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
+_logged: set[str] = set()
+
+
+def check_tensor(
+    name: str, x: Tensor, letters: str, shape: Sequence[int], like: Tensor, anchor: str
+) -> None:
+    """Raise `ValueError` unless `x` is a float tensor of this shape, where `like` is.
+
+    Args:
+        name: Name of the argument, for the message.
+        x: The argument.
+        letters: The expected axes, e.g. "[B, T, H, K]".
+        shape: Their sizes.
+        like: The tensor whose device is expected.
+        anchor: Name of `like`.
+    """
+    if x.shape != tuple(shape):
+        raise ValueError(
+            f"{name} has shape {list(x.shape)}; expected {letters} = {list(shape)} to fit {anchor}."
+        )
+    if not x.dtype.is_floating_point:
+        raise ValueError(
+            f"{name} is {x.dtype}; expected a floating dtype. Convert it with .float()."
+        )
+    if x.device != like.device:
+        raise ValueError(
+            f"{name} is on {x.device}; expected {like.device}, where {anchor} is. Move it there."
+        )
+
+
+def check_rank(name: str, x: Tensor, letters: str, rank: int) -> None:
+    """Raise `ValueError` unless `x` has this many axes, none of them empty after the first."""
+    if x.ndim != rank or 0 in x.shape[1:]:
+        raise ValueError(
+            f"{name} has shape {list(x.shape)}; expected {letters} with at least one of each."
+        )
+
+
+def check_state(
+    state: Tensor | None, letters: str, shape: Sequence[int], dtype: torch.dtype, like: Tensor
+) -> None:
+    """Raise `ValueError` unless `state` is None or fits; states are at least float32."""
+    if state is None:
+        return
+    check_tensor("state", state, letters, shape, like, "the inputs")
+    if state.dtype not in (torch.float32, dtype):
+        raise ValueError(
+            f"state is {state.dtype}; expected torch.float32"
+            f"{'' if dtype == torch.float32 else f' or {dtype}'}, whatever the inputs are."
+        )
+
+
+def check_reset(reset: Tensor | None, letters: str, shape: Sequence[int], like: Tensor) -> None:
+    """Raise `ValueError` unless `reset` is None or a bool tensor of this shape beside `like`."""
+    if reset is None:
+        return
+    if reset.shape != tuple(shape) or reset.dtype != torch.bool or reset.device != like.device:
+        raise ValueError(
+            f"reset is {list(reset.shape)} {reset.dtype} on {reset.device}; expected {letters} = "
+            f"{list(shape)} torch.bool on {like.device}."
+        )
+
+
+def check_decay(name: str, x: Tensor, lowest: float | None = None) -> None:
+    """Raise `ValueError` if a log-decay on the CPU is positive, or below `lowest` where given.
+
+    Elsewhere, and in a compiled graph, looking would make the device wait: there the contract
+    holds unchecked.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or not x.numel():
+        return
+    x = x.detach()
+    if lowest is not None and (least := x.amin().item()) < lowest:
+        raise ValueError(
+            f"{name} reaches {least:.4g}; backend 'chunked' takes log-decays of at least {lowest} "
+            f"in this dtype, below which it may overflow. Pass backend='reference'."
+        )
+    if lowest is None and (most := x.amax().item()) > 0:
+        raise ValueError(
+            f"{name} reaches {most:.4g}; expected log-decays, at most 0. If these are decays "
+            f"in (0, 1], pass {name}.log()."
+        )
+
+
+def find_backend(name: str, backends: Mapping[str, _Function]) -> _Function:
+    """Return the backend of this name, or raise `ValueError` listing what exists."""
+    if name not in backends:
+        raise ValueError(f"backend {name!r} does not exist; expected 'auto' or {sorted(backends)}.")
+    return backends[name]
+
+
+def automatic(operation: str, device: torch.device, dtype: torch.dtype, obstacle: str = "") -> str:
+    """Return the backend for tensors of this device and dtype: "cpu" if it can, else "chunked".
+
+    Args:
+        operation: Name of the public function, for the log.
+        device: Where the tensors are.
+        dtype: What the result is computed in.
+        obstacle: What else keeps the fast backend from doing it, for the log.
+    """
+    if device.type != "cpu":
+        obstacle = f"there is no compiled kernel for tensors on {device.type}"
+    elif dtype != torch.float32:
+        obstacle = f"the compiled kernel does not compute in {dtype}"
+    if not obstacle:
+        return "cpu"
+    log_once(f"{operation} uses backend 'chunked': {obstacle}.")
+    return "chunked"
+
+
+def log_once(message: str) -> None:
+    """Log a warning the first time this message comes; compiled graphs stay silent."""
+    if not torch.compiler.is_compiling() and message not in _logged:
+        _logged.add(message)
+        logger.warning(message)
+
+
+def check_cpu(device: torch.device, dtype: torch.dtype) -> None:
+    """Raise `ValueError` unless backend "cpu" can compute on this device in this dtype."""
+    if device.type != "cpu" or dtype != torch.float32:
+        raise ValueError(
+            f"backend 'cpu' computes in torch.float32 on the CPU; came {dtype} on {device}. "
+            "Pass backend='chunked'."
+        )

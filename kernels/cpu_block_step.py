@@ -1,0 +1,219 @@
+"""One acting step of a whole RWKV-7 block on the CPU: a single call, whatever the batch.
+
+Acting is bound by dispatch: a block has about fifty operations, most of them on a few kilobytes.
+Here they are one compiled function that takes `TILE` rows at a time through the block, reads each
+weight from where the module keeps it, and writes the new state. Nothing is cached between calls.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from doxastic.kernels.cpu import ONE, ZERO, compiled
+from doxastic.kernels.cpu_time_mix import _after, _before, _statistics
+from doxastic.kernels.simd import (
+    LANES,
+    add,
+    fma,
+    load,
+    mul,
+    products,
+    products4,
+    relu,
+    sigmoid,
+    splat,
+    spread,
+    store,
+    store_quarters,
+    sub,
+)
+
+# Rows that pass through the block together: few enough for the first-level cache.
+TILE = 16
+COLUMNS = LANES // 4
+
+
+@compiled
+def _linear(x, rows, width, w, out, outputs):
+    """Write out[row, o] = x[row] . w[o] for `rows` rows of x; w is [outputs, width]."""
+    fours = rows // 4 * 4
+    if fours:
+        for o in range(0, outputs, COLUMNS):
+            for row in range(0, fours, 4):
+                sums = products4(x, row * width, width, w, o * width, width, width)
+                store_quarters(out, row * outputs + o, outputs, sums)
+    for row in range(fours, rows):
+        for o in range(0, outputs, LANES):
+            store(out, row * outputs + o, products(x, row * width, 0, w, o * width, width, width))
+
+
+@compiled
+def _norm(x, o, C, weight, bias, out, p):
+    """Write the layer norm of x[o : o + C] to out[p : p + C]."""
+    mean, scale = _statistics(x, o, C, np.float32(1e-5))
+    for i in range(0, C, LANES):
+        normal = mul(sub(load(x, o + i), splat(mean)), splat(scale))
+        store(out, p + i, fma(normal, load(weight, i), load(bias, i)))
+
+
+@compiled
+def _mix(h, previous, p, reset, C, mix, out, o):
+    """Write h + (previous - h) mix for one row; a reset row has no previous input."""
+    for i in range(0, C, LANES):
+        h_i, before = load(h, o + i), splat(ZERO)
+        if not reset:
+            before = load(previous, p + i)
+        store(out, o + i, fma(sub(before, h_i), load(mix, i), h_i))
+
+
+@compiled
+def _low_rank(down, rows, rank, stride, bias, up, C, out):
+    """Write bias + down[row] up for `rows` rows of `rank` numbers."""
+    for row in range(rows):
+        for i in range(0, C, LANES):
+            x = load(bias, i)
+            for j in range(rank):
+                x = fma(spread(down, row * stride + j), load(up, j * C + i), x)
+            store(out, row * C + i, x)
+
+
+@compiled
+def _transposed(w, C, rank, stride):
+    """Return the factor [C, rank] as [stride, C], with rows of zeros after `rank`."""
+    out = np.zeros(stride * C, np.float32)
+    for i in range(C):
+        for j in range(rank):
+            out[j * C + i] = w[i * rank + j]
+    return out
+
+
+@compiled
+def _head(e, o, K, r, w, key, v, a, b, new, u, y):
+    """Step the matrix state at new[e] with the vectors at o and write y[o]."""
+    for j in range(0, K, LANES):
+        store(u, j, products(a, o, 0, new, e + j * K, K, K))
+    for j in range(K):
+        u_j, v_j = spread(u, j), spread(v, o + j)
+        for i in range(0, K, LANES):
+            s = mul(load(new, e + j * K + i), load(w, o + i))
+            s = fma(v_j, load(key, o + i), fma(u_j, load(b, o + i), s))
+            store(new, e + j * K + i, s)
+    for j in range(0, K, LANES):
+        store(y, o + j, products(r, o, 0, new, e + j * K, K, K))
+
+
+@compiled
+def block_step(
+    first, last, C, K, hidden, rank, S, at_time, at_wkv, at_channel, has_first, is_last, eps,
+    x, state, reset, v_first, out, new,
+    ln1_weight, ln1_bias, x_r, x_w, x_k, x_v, x_a, x_g, w0, w1, w2, a0, a1, a2, v0, v1, v2, g1, g2, k_k, k_a, r_k,
+    receptance, key_weight, value_weight, output, ln_weight, ln_bias,
+    ln2_weight, ln2_bias, channel_mix, ffn_key, ffn_value, out_weight, out_bias,
+):  # fmt: skip
+    """Take rows `first` to `last` of x `[B, C]` through the block.
+
+    `state` and `new` are flat `[B, S]`, with the block's parts at `at_time`, `at_wkv` and
+    `at_channel`. `v_first` is written by the first layer and read by later ones; the last one
+    also applies the core's closing layer norm.
+    """
+    H, stride = C // K, -(-rank // LANES) * LANES
+    w1, a1, g1 = (
+        _transposed(w1, C, rank, stride),
+        _transposed(a1, C, rank, stride),
+        _transposed(g1, C, rank, stride),
+    )
+    if has_first:
+        v1 = _transposed(v1, C, rank, stride)
+    nothing = np.zeros(C, np.float32)
+    size = TILE * C
+    h, mixed, z = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
+    r, k, v = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
+    decay, rate, gate = (
+        np.empty(size, np.float32),
+        np.empty(size, np.float32),
+        np.empty(size, np.float32),
+    )
+    w, key, a, b, y = (
+        np.empty(size, np.float32),
+        np.empty(size, np.float32),
+        np.empty(size, np.float32),
+        np.empty(size, np.float32),
+        np.empty(size, np.float32),
+    )
+    down, wide = np.empty(TILE * stride, np.float32), np.empty(TILE * hidden, np.float32)
+    u = np.empty(K, np.float32)
+    one, two = splat(ONE), splat(np.float32(2.0))
+    for start in range(first, last, TILE):
+        n = min(TILE, last - start)
+        for row in range(n):
+            _norm(x, (start + row) * C, C, ln1_weight, ln1_bias, h, row * C)
+            p = (start + row) * S + at_time
+            for i in range(0, C, LANES):
+                store(new, p + i, load(h, row * C + i))
+        for g, mix in enumerate((x_r, x_w, x_k, x_v, x_a, x_g)):
+            for row in range(n):
+                p = (start + row) * S + at_time
+                _mix(h, state, p, reset[start + row], C, mix, mixed, row * C)
+            if g == 0:
+                _linear(mixed, n, C, receptance, r, C)
+            elif g == 1:
+                _linear(mixed, n, C, w1, down, stride)
+                for i in range(0, n * stride, LANES):
+                    # tanh(x) = 2 sigmoid(2 x) - 1
+                    store(down, i, sub(mul(two, sigmoid(mul(two, load(down, i)))), one))
+                _low_rank(down, n, rank, stride, w0, w2, C, decay)
+            elif g == 2:
+                _linear(mixed, n, C, key_weight, k, C)
+            elif g == 3:
+                _linear(mixed, n, C, value_weight, v, C)
+                if has_first:
+                    _linear(mixed, n, C, v1, down, stride)
+                    _low_rank(down, n, rank, stride, v0, v2, C, z)
+                    for i in range(0, n * C, LANES):
+                        v_i = load(v, i)
+                        difference = sub(load(v_first, start * C + i), v_i)
+                        store(v, i, fma(difference, sigmoid(load(z, i)), v_i))
+                else:
+                    for i in range(0, n * C, LANES):
+                        store(v_first, start * C + i, load(v, i))
+            elif g == 4:
+                _linear(mixed, n, C, a1, down, stride)
+                _low_rank(down, n, rank, stride, a0, a2, C, rate)
+            else:
+                _linear(mixed, n, C, g1, down, stride)
+                for i in range(0, n * stride, LANES):
+                    store(down, i, sigmoid(load(down, i)))
+                _low_rank(down, n, rank, stride, nothing, g2, C, gate)
+        _before(0, 1, n, H, K, decay, k, rate, k_k, k_a, w, key, a, b)
+        for row in range(n):
+            q, size_h = (start + row) * S + at_wkv, K * K
+            for i in range(0, H * size_h, LANES):
+                if reset[start + row]:
+                    store(new, q + i, splat(ZERO))
+                else:
+                    store(new, q + i, load(state, q + i))
+            for head in range(H):
+                o = row * C + head * K
+                _head(q + head * size_h, o, K, r, w, key, v, a, b, new, u, y)
+        _after(0, 1, n, H, K, eps, y, r, key, v, gate, r_k, ln_weight, ln_bias, z)
+        _linear(z, n, C, output, mixed, C)
+        for row in range(n):
+            for i in range(0, C, LANES):
+                o = row * C + i
+                store(z, o, add(load(x, (start + row) * C + i), load(mixed, o)))
+            _norm(z, row * C, C, ln2_weight, ln2_bias, h, row * C)
+            p = (start + row) * S + at_channel
+            _mix(h, state, p, reset[start + row], C, channel_mix, mixed, row * C)
+            for i in range(0, C, LANES):
+                store(new, p + i, load(h, row * C + i))
+        _linear(mixed, n, C, ffn_key, wide, hidden)
+        for i in range(0, n * hidden, LANES):
+            x_i = relu(load(wide, i))
+            store(wide, i, mul(x_i, x_i))
+        _linear(wide, n, hidden, ffn_value, mixed, C)
+        for i in range(0, n * C, LANES):
+            store(out, start * C + i, add(load(z, i), load(mixed, i)))
+        if is_last:
+            for row in range(n):
+                o = (start + row) * C
+                _norm(out, o, C, out_weight, out_bias, out, o)

@@ -1,0 +1,242 @@
+"""The fused time mix on the CPU: what lies before and after WKV-7 costs one pass each."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from doxastic.kernels import cpu
+from doxastic.kernels.cpu import ONE, ZERO, compiled, flat
+from doxastic.kernels.simd import (
+    add,
+    exp,
+    fma,
+    load,
+    mul,
+    sigmoid,
+    splat,
+    store,
+    sub,
+    total,
+)
+from doxastic.kernels.simd import LANES as LANES
+from doxastic.kernels.threads import run
+
+# log w = -e^(-1/2) sigmoid(decay)
+SCALE = np.float32(-math.exp(-0.5))
+# As torch.nn.functional.normalize.
+SMALLEST_NORM = np.float32(1e-12)
+
+
+@compiled
+def _inverse_norm(k, k_k, o, c, K):
+    """Return 1 / |k k_k| of the head that starts at k[o] and k_k[c]."""
+    square = splat(ZERO)
+    for i in range(0, K, LANES):
+        x = mul(load(k, o + i), load(k_k, c + i))
+        square = fma(x, x, square)
+    return ONE / max(np.sqrt(total(square)), SMALLEST_NORM)
+
+
+@compiled
+def _before(first, last, T, H, K, decay, k, rate, k_k, k_a, w, key, a, b):
+    """Write the decay, the written key, the removal and the replacement vector."""
+    one = splat(ONE)
+    for head in range(first * T * H, last * T * H):
+        o, c = head * K, head % H * K
+        scale = splat(_inverse_norm(k, k_k, o, c, K))
+        for i in range(0, K, LANES):
+            k_i, alpha = load(k, o + i), sigmoid(load(rate, o + i))
+            kk = mul(mul(k_i, load(k_k, c + i)), scale)
+            store(w, o + i, exp(mul(splat(SCALE), sigmoid(load(decay, o + i)))))
+            store(key, o + i, mul(k_i, fma(sub(alpha, one), load(k_a, c + i), one)))
+            store(a, o + i, sub(splat(ZERO), kk))
+            store(b, o + i, mul(kk, alpha))
+
+
+@compiled
+def _statistics(y, o, K, eps):
+    """Return the mean and the inverse deviation of the head that starts at y[o]."""
+    sum_ = splat(ZERO)
+    for i in range(0, K, LANES):
+        sum_ = add(sum_, load(y, o + i))
+    mean = total(sum_) / np.float32(K)
+    square = splat(ZERO)
+    for i in range(0, K, LANES):
+        x = sub(load(y, o + i), splat(mean))
+        square = fma(x, x, square)
+    return mean, ONE / np.sqrt(total(square) / np.float32(K) + eps)
+
+
+@compiled
+def _bonus(r, key, r_k, o, c, K):
+    """Return r . (key r_k) of the head that starts at r[o] and r_k[c]."""
+    sum_ = splat(ZERO)
+    for i in range(0, K, LANES):
+        sum_ = fma(mul(load(r, o + i), load(key, o + i)), load(r_k, c + i), sum_)
+    return total(sum_)
+
+
+@compiled
+def _after(first, last, T, H, K, eps, y, r, key, v, gate, r_k, weight, bias, out):
+    """Write gate (GroupNorm(y) + bonus v)."""
+    for head in range(first * T * H, last * T * H):
+        o, c = head * K, head % H * K
+        mean, scale = _statistics(y, o, K, eps)
+        bonus = splat(_bonus(r, key, r_k, o, c, K))
+        for i in range(0, K, LANES):
+            normal = mul(sub(load(y, o + i), splat(mean)), splat(scale))
+            x = fma(normal, load(weight, c + i), load(bias, c + i))
+            store(out, o + i, mul(fma(bonus, load(v, o + i), x), load(gate, o + i)))
+
+
+@compiled
+def _accumulate(array, index, value):
+    store(array, index, add(load(array, index), value))
+
+
+@compiled
+def _after_backward(
+    first, last, T, H, K, eps,
+    dout, y, r, key, v, gate, r_k, weight, bias,
+    dy, dr, dkey, dv, dgate, dr_k, dweight, dbias,
+):  # fmt: skip
+    """Write the gradients of `_after`; those of the parameters are sums per batch row."""
+    for head in range(first * T * H, last * T * H):
+        o, c = head * K, head % H * K
+        # Where this batch row's sums of the head's parameters stand.
+        s = head // (T * H) * H * K + c
+        mean, scale = _statistics(y, o, K, eps)
+        bonus = splat(_bonus(r, key, r_k, o, c, K))
+        dbonus, dnormal_sum, dnormal_dot = splat(ZERO), splat(ZERO), splat(ZERO)
+        for i in range(0, K, LANES):
+            normal = mul(sub(load(y, o + i), splat(mean)), splat(scale))
+            v_i, w_i = load(v, o + i), load(weight, c + i)
+            x = fma(bonus, v_i, fma(normal, w_i, load(bias, c + i)))
+            store(dgate, o + i, mul(load(dout, o + i), x))
+            dx = mul(load(dout, o + i), load(gate, o + i))
+            _accumulate(dweight, s + i, mul(dx, normal))
+            _accumulate(dbias, s + i, dx)
+            dbonus = fma(dx, v_i, dbonus)
+            store(dv, o + i, mul(dx, bonus))
+            dnormal_sum = fma(dx, w_i, dnormal_sum)
+            dnormal_dot = fma(mul(dx, w_i), normal, dnormal_dot)
+        center = splat(total(dnormal_sum) / np.float32(K))
+        slope = splat(total(dnormal_dot) / np.float32(K))
+        ds = splat(total(dbonus))
+        for i in range(0, K, LANES):
+            normal = mul(sub(load(y, o + i), splat(mean)), splat(scale))
+            dnormal = mul(mul(load(dout, o + i), load(gate, o + i)), load(weight, c + i))
+            store(dy, o + i, mul(splat(scale), sub(sub(dnormal, center), mul(normal, slope))))
+            r_i, k_i, r_k_i = load(r, o + i), load(key, o + i), load(r_k, c + i)
+            store(dr, o + i, mul(ds, mul(k_i, r_k_i)))
+            store(dkey, o + i, mul(ds, mul(r_i, r_k_i)))
+            _accumulate(dr_k, s + i, mul(ds, mul(r_i, k_i)))
+
+
+@compiled
+def _before_backward(
+    first, last, T, H, K,
+    dw, dkey, dkey_bonus, da, db, decay, k, rate, k_k, k_a,
+    ddecay, dk, drate, dk_k, dk_a,
+):  # fmt: skip
+    """Write the gradients of `_before`; those of the parameters are sums per batch row."""
+    one = splat(ONE)
+    for head in range(first * T * H, last * T * H):
+        o, c = head * K, head % H * K
+        s = head // (T * H) * H * K + c
+        scale = splat(_inverse_norm(k, k_k, o, c, K))
+        dot = splat(ZERO)
+        for i in range(0, K, LANES):
+            kk = mul(mul(load(k, o + i), load(k_k, c + i)), scale)
+            dkk = sub(mul(load(db, o + i), sigmoid(load(rate, o + i))), load(da, o + i))
+            dot = fma(dkk, kk, dot)
+        slope = splat(total(dot))
+        for i in range(0, K, LANES):
+            k_i, k_k_i, k_a_i = load(k, o + i), load(k_k, c + i), load(k_a, c + i)
+            alpha = sigmoid(load(rate, o + i))
+            kk = mul(mul(k_i, k_k_i), scale)
+            dkk = sub(mul(load(db, o + i), alpha), load(da, o + i))
+            dx = mul(scale, sub(dkk, mul(kk, slope)))
+            dkey_i = add(load(dkey, o + i), load(dkey_bonus, o + i))
+            slow = sub(alpha, one)
+            store(dk, o + i, fma(dkey_i, fma(slow, k_a_i, one), mul(dx, k_k_i)))
+            _accumulate(dk_k, s + i, mul(dx, k_i))
+            _accumulate(dk_a, s + i, mul(mul(dkey_i, k_i), slow))
+            dalpha = fma(load(db, o + i), kk, mul(mul(dkey_i, k_i), k_a_i))
+            store(drate, o + i, mul(dalpha, mul(alpha, sub(one, alpha))))
+            gate = sigmoid(load(decay, o + i))
+            slope_w = mul(mul(splat(SCALE), gate), sub(one, gate))
+            store(ddecay, o + i, mul(load(dw, o + i), slope_w))
+
+
+class FusedTimeMix(torch.autograd.Function):
+    """`time_mix` in float32 on the CPU, for heads of whole vectors."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, r: Tensor, decay: Tensor, k: Tensor, v: Tensor, rate: Tensor, gate: Tensor,
+        k_k: Tensor, k_a: Tensor, r_k: Tensor, weight: Tensor, bias: Tensor, eps: float,
+        state: Tensor, reset: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Return the output and the final state; keep what the backward needs."""
+        r, decay, k, v, rate, gate, state, reset = (
+            x.contiguous() for x in (r, decay, k, v, rate, gate, state, reset)
+        )
+        k_k, k_a, r_k, weight, bias = (x.contiguous() for x in (k_k, k_a, r_k, weight, bias))
+        (B, T, _), (H, K) = r.shape, r_k.shape
+        w, key, a, b, u, y, out = (torch.empty_like(r) for _ in range(7))
+        stored, final = r.new_empty(B, -(-T // cpu.CHUNK), H, K, K), torch.empty_like(state)
+        tensors = (decay, k, rate, k_k, k_a, w, key, a, b)
+        run(_before, B, 12 * r.numel(), T, H, K, *map(flat, tensors))
+        tensors = (r, w, key, v, a, b, state, reset, y, u, stored, final)
+        run(cpu._forward, B * H, 5 * r.numel() * K, H, T, K, K, *map(flat, tensors))
+        tensors = (y, r, key, v, gate, r_k, weight, bias, out)
+        run(_after, B, 6 * r.numel(), T, H, K, np.float32(eps), *map(flat, tensors))
+        ctx.save_for_backward(
+            r, decay, k, v, rate, gate, k_k, k_a, r_k, weight, bias, reset,
+            w, key, a, b, u, y, stored,
+        )  # fmt: skip
+        ctx.eps = eps
+        return out, final
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of all tensors but `reset`."""
+        (
+            r, decay, k, v, rate, gate, k_k, k_a, r_k, weight, bias, reset,
+            w, key, a, b, u, y, stored,
+        ) = ctx.saved_tensors  # fmt: skip
+        dout, dfinal = dout.contiguous(), dfinal.contiguous()
+        (B, T, C), (H, K) = r.shape, r_k.shape
+        dy, dr, dr_bonus, dkey, dkey_bonus, dv, dv_bonus, dgate = (
+            torch.empty_like(r) for _ in range(8)
+        )
+        dw, da, db, ddecay, dk, drate = (torch.empty_like(r) for _ in range(6))
+        sums = r.new_zeros(5, B, C)
+        dr_k, dweight, dbias, dk_k, dk_a = sums.unbind(0)
+        tensors = (
+            dout, y, r, key, v, gate, r_k, weight, bias,
+            dy, dr_bonus, dkey_bonus, dv_bonus, dgate, dr_k, dweight, dbias,
+        )  # fmt: skip
+        run(_after_backward, B, 20 * r.numel(), T, H, K, np.float32(ctx.eps), *map(flat, tensors))
+        dstate = torch.empty_like(dfinal)
+        tensors = (
+            dy, dfinal, r, w, key, v, a, b, reset, u, stored,
+            dr, dw, dkey, dv, da, db, dstate,
+        )  # fmt: skip
+        run(cpu._backward, B * H, 13 * r.numel() * K, H, T, K, K, *map(flat, tensors))
+        tensors = (
+            dw, dkey, dkey_bonus, da, db, decay, k, rate, k_k, k_a,
+            ddecay, dk, drate, dk_k, dk_a,
+        )  # fmt: skip
+        run(_before_backward, B, 25 * r.numel(), T, H, K, *map(flat, tensors))
+        dr_k, dweight, dbias, dk_k, dk_a = sums.sum(1).unbind(0)
+        return (
+            dr.add_(dr_bonus), ddecay, dk, dv.add_(dv_bonus), drate, dgate,
+            dk_k, dk_a, dr_k.view(H, K), dweight, dbias, None, dstate, None,
+        )  # fmt: skip

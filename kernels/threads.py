@@ -1,0 +1,53 @@
+"""Running a kernel over independent chains on as many threads as PyTorch may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+# Below this many multiply-adds a second thread costs more than it saves.
+_WORTH_A_THREAD = 400_000
+_pool: ThreadPoolExecutor | None = None
+
+
+def run(kernel: Callable[..., None], chains: int, work: int, *args: object) -> None:
+    """Call `kernel(first, last, *args)` over `[0, chains)`, split among threads.
+
+    Args:
+        kernel: A compiled function that releases the interpreter lock.
+        chains: How many independent pieces there are.
+        work: Rough number of multiply-adds in all; small work stays on this thread.
+        args: Passed through.
+    """
+    threads = min(torch.get_num_threads(), chains, 1 + work // _WORTH_A_THREAD)
+    if threads <= 1:
+        kernel(0, chains, *args)
+        return
+    borders = [chains * i // threads for i in range(threads + 1)]
+    others = [
+        _get_pool().submit(kernel, first, last, *args)
+        for first, last in zip(borders[1:], borders[2:], strict=False)
+    ]
+    kernel(borders[0], borders[1], *args)
+    for other in others:
+        other.result()
+
+
+def _get_pool() -> ThreadPoolExecutor:
+    global _pool
+    if _pool is None:
+        _pool = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="doxastic")
+    return _pool
+
+
+def _forget_pool() -> None:
+    """Drop the pool in a forked child, where its threads do not exist."""
+    global _pool
+    _pool = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)

@@ -1,0 +1,86 @@
+"""The inside of RWKV-7's time mix: everything between its projections, as one operation."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from doxastic.kernels.wkv7 import wkv7
+
+# log w = -e^(-1/2) sigmoid(decay): the decay w of a step lies in (0.545, 1).
+DECAY_SCALE = math.exp(-0.5)
+
+
+def time_mix(
+    r: Tensor, decay: Tensor, k: Tensor, v: Tensor, rate: Tensor, gate: Tensor, *,
+    k_k: Tensor, k_a: Tensor, r_k: Tensor,
+    norm_weight: Tensor, norm_bias: Tensor, norm_eps: float,
+    state: Tensor, reset: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return the gated output `[B, T, C]` and the final state `[B, H, V, K]`.
+
+    With alpha = sigmoid(rate) and, per head, kk = k k_k / |k k_k| and k~ = k (1 + (alpha-1) k_a):
+
+        y = wkv7(r, -e^(-1/2) sigmoid(decay), k~, v, -kk, kk alpha)
+        out = gate (GroupNorm(y) + (r . k~ r_k) v)
+
+    In float32 on the CPU this is one fused operation; elsewhere it is composed of PyTorch's
+    operations around `wkv7`.
+
+    Args:
+        r: Receptance `[B, T, C]`, like decay, k, v, rate and gate.
+        decay: Pre-activation of the decay.
+        k: Key.
+        v: Value.
+        rate: Pre-activation of the in-context learning rate.
+        gate: Output gate.
+        k_k: `[C]`, scales the key that is removed.
+        k_a: `[C]`, how far the rate scales the key that is written.
+        r_k: `[H, K]`, the bonus of the current step.
+        norm_weight: `[C]`, of the group norm with one group a head.
+        norm_bias: `[C]`.
+        norm_eps: Added to the variance.
+        state: Matrix state `[B, H, V, K]` before the first step.
+        reset: `[B, T]` bool.
+
+    Source:
+        RWKV-LM, RWKV-v7/rwkv_v7_numpy.py.
+    """
+    parameters = (k_k, k_a, r_k, norm_weight, norm_bias)
+    if _is_fusible(r, r_k):
+        from doxastic.kernels.cpu_time_mix import FusedTimeMix
+
+        return FusedTimeMix.apply(r, decay, k, v, rate, gate, *parameters, norm_eps, state, reset)
+    return _composed(r, decay, k, v, rate, gate, *parameters, norm_eps, state, reset)
+
+
+def _is_fusible(r: Tensor, r_k: Tensor) -> bool:
+    if r.device.type != "cpu" or r.dtype != torch.float32 or torch.compiler.is_compiling():
+        return False
+    try:
+        from doxastic.kernels.simd import LANES
+    except ImportError:
+        return False
+    return r_k.shape[1] % LANES == 0
+
+
+def _composed(
+    r: Tensor, decay: Tensor, k: Tensor, v: Tensor, rate: Tensor, gate: Tensor,
+    k_k: Tensor, k_a: Tensor, r_k: Tensor, norm_weight: Tensor, norm_bias: Tensor,
+    norm_eps: float, state: Tensor, reset: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return what `time_mix` returns, from PyTorch's operations and `wkv7`."""
+    heads = (*r.shape[:2], *r_k.shape)
+    alpha = rate.sigmoid()
+    kk = F.normalize((k * k_k).view(heads), dim=-1)
+    key = (k * (1 + (alpha - 1) * k_a)).view(heads)
+    y, state = wkv7(
+        r.view(heads), (-DECAY_SCALE * decay.sigmoid()).view(heads), key, v.view(heads),
+        -kk, kk * alpha.view(heads), state=state, reset=reset,
+    )  # fmt: skip
+    y = F.group_norm(y.flatten(0, 1).flatten(1), r_k.shape[0], norm_weight, norm_bias, norm_eps)
+    bonus = (r.view(heads) * key * r_k).sum(-1, keepdim=True) * v.view(heads)
+    return (y.view(r.shape) + bonus.flatten(2)) * gate, state

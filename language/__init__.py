@@ -1,0 +1,1 @@
+"""The recurrent core as a language model."""

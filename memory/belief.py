@@ -1,0 +1,104 @@
+"""A memory that keeps a belief: the recurrent core and a readout of mean and variance."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from doxastic.memory.base import Memory
+from doxastic.memory.core import RWKV7Memory
+from doxastic.memory.readouts import (
+    Belief,
+    LearnedReadout,
+    MomentsReadout,
+    PrecisionReadout,
+    Readout,
+)
+from doxastic.memory.state import StateLayout
+
+ReadoutName = Literal["moments", "precision", "learned", "none"]
+
+
+class BeliefMemory(Memory):
+    """The RWKV-7 core with a belief beside its summary.
+
+    Its features are h_t and, unless the readout is `none`, the features of the belief: mean, log
+    variance, log evidence and a bounded mean-to-deviation ratio.
+
+    Args:
+        input_size: Width of the inputs.
+        width: Channels of the core.
+        readout: `moments`, `precision`, `learned`, or `none` for the plain summary h_t.
+        belief_size: Belief channels of `moments` and `learned`; `precision` has one a head.
+        layers: Blocks of the core.
+        head_size: Width of a head.
+        channel_ratio: Hidden width of the channel mix over `width`.
+        low_rank: Rank of the core's low-rank maps.
+    """
+
+    def __init__(
+        self, input_size: int, width: int = 64, *,
+        readout: ReadoutName = "moments", belief_size: int = 16, layers: int = 1,
+        head_size: int = 16, channel_ratio: float = 2.0, low_rank: int = 8,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.core = RWKV7Memory(
+            input_size, width,
+            layers=layers, head_size=head_size, channel_ratio=channel_ratio, low_rank=low_rank,
+        )  # fmt: skip
+        self.readout = _build_readout(readout, width, belief_size, width // head_size)
+        size = self.readout.size if self.readout else 0
+        self.input_size, self.feature_size = input_size, width + 4 * size
+        shapes = dict(self.core.layout.shapes)
+        if self.readout and self.readout.channels:
+            shapes["readout"] = (3, self.readout.channels)
+        self.layout = StateLayout(shapes)
+        self.state_size = self.layout.size
+
+    def forward(self, x: Tensor, state: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features `[B, T, F]` and the state after the last step `[B, S]`."""
+        h, belief, state = self._remember(x, state, reset)
+        return (h if belief is None else torch.cat([h, belief.features()], dim=-1)), state
+
+    def belief(self, x: Tensor, state: Tensor, reset: Tensor) -> tuple[Belief, Tensor]:
+        """Return the belief after each step, each part `[B, T, M]`, and the last state.
+
+        Raises:
+            ValueError: If the readout is `none`.
+        """
+        _, belief, state = self._remember(x, state, reset)
+        if belief is None:
+            raise ValueError(
+                "this memory has readout 'none' and keeps no belief; build it with "
+                "readout='moments', 'precision' or 'learned'."
+            )
+        return belief, state
+
+    def _remember(
+        self, x: Tensor, state: Tensor, reset: Tensor
+    ) -> tuple[Tensor, Belief | None, Tensor]:
+        core_size = self.core.state_size
+        h, new = self.core(x, state[:, :core_size], reset)
+        if self.readout is None:
+            return h, None, new
+        moments = state[:, core_size:].unflatten(1, (3, -1)) if self.readout.channels else None
+        belief, moments = self.readout(h, moments, reset)
+        if moments is not None:
+            new = torch.cat([new, moments.flatten(1)], dim=1)
+        return h, belief, new
+
+
+def _build_readout(name: str, width: int, size: int, heads: int) -> Readout | None:
+    if name == "none":
+        return None
+    if name == "moments":
+        return MomentsReadout(width, size)
+    if name == "precision":
+        return PrecisionReadout(width, heads)
+    if name == "learned":
+        return LearnedReadout(width, size)
+    raise ValueError(
+        f"readout is {name!r}; expected 'moments', 'precision', 'learned' or 'none'."
+    )

@@ -1,0 +1,72 @@
+"""Memories by name: the configuration and what it builds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from doxastic.memory.base import Memory
+from doxastic.memory.baselines import GRUMemory, LSTMMemory, NoMemory, WindowMemory
+from doxastic.memory.belief import BeliefMemory
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """Which memory, and how large."""
+
+    kind: Literal["belief", "gru", "lstm", "window", "none"] = "belief"
+    """The RWKV-7 core with a belief readout, or a baseline."""
+
+    readout: Literal["moments", "precision", "learned", "none"] = "moments"
+    """How the core's belief is read; `none` is the plain summary h_t. Only for `belief`."""
+
+    width: int = 64
+    """Channels of the RWKV-7 core, or hidden size of a baseline."""
+
+    layers: int = 1
+    """Blocks of the RWKV-7 core, or layers of the GRU or LSTM."""
+
+    head_size: int = 16
+    """Width of a head of the core; its state has width times head_size entries."""
+
+    channel_ratio: float = 2.0
+    """Hidden width of the core's channel mix over its width."""
+
+    low_rank: int = 8
+    """Rank of the core's low-rank maps."""
+
+    belief_size: int = 16
+    """Belief channels M of the moments and the learned readout."""
+
+    window: int = 16
+    """Steps that the window memory sees."""
+
+    def __post_init__(self) -> None:
+        """Check the sizes."""
+        for name in ("width", "layers", "head_size", "low_rank", "belief_size", "window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"memory.{name} is {getattr(self, name)}; expected at least 1.")
+        if self.channel_ratio <= 0:
+            raise ValueError(f"memory.channel_ratio is {self.channel_ratio}; expected above 0.")
+        if self.kind == "belief" and self.width % self.head_size:
+            raise ValueError(
+                f"memory.width is {self.width}; expected a multiple of memory.head_size = "
+                f"{self.head_size}."
+            )
+
+
+def build_memory(config: MemoryConfig, input_size: int) -> Memory:
+    """Return the memory that the configuration describes, for inputs `[B, T, input_size]`."""
+    if config.kind == "gru":
+        return GRUMemory(input_size, config.width, config.layers)
+    if config.kind == "lstm":
+        return LSTMMemory(input_size, config.width, config.layers)
+    if config.kind == "window":
+        return WindowMemory(input_size, config.width, config.window)
+    if config.kind == "none":
+        return NoMemory(input_size, config.width)
+    return BeliefMemory(
+        input_size, config.width,
+        readout=config.readout, belief_size=config.belief_size, layers=config.layers,
+        head_size=config.head_size, channel_ratio=config.channel_ratio, low_rank=config.low_rank,
+    )  # fmt: skip

@@ -1,0 +1,86 @@
+"""The recurrent core: a stack of RWKV-7 blocks whose whole past is one flat state."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from doxastic.memory.base import Memory, check_inputs
+from doxastic.memory.block import Block
+from doxastic.memory.block_step import BlockStep, build_steps, can_step
+from doxastic.memory.state import StateLayout
+
+
+class RWKV7Memory(Memory):
+    """RWKV-7 blocks between an input projection and a final layer norm.
+
+    The features h_t are the plain recurrent summary of everything seen since the last reset.
+
+    Args:
+        input_size: Width of the inputs; projected to `width` if it differs.
+        width: Channels C, the width of the features.
+        layers: Number of blocks.
+        head_size: Width of a head.
+        channel_ratio: Hidden width of the channel mix over `width`.
+        low_rank: Rank of the time mix's low-rank maps.
+
+    Source:
+        RWKV-LM, RWKV-v7/rwkv_v7_numpy.py; the input projection takes the embedding's place.
+    """
+
+    def __init__(
+        self, input_size: int, width: int = 64, *,
+        layers: int = 1, head_size: int = 16, channel_ratio: float = 2.0, low_rank: int = 8,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.input_size, self.feature_size = input_size, width
+        self.projection = (
+            nn.Identity() if input_size == width else nn.Linear(input_size, width, bias=False)
+        )
+        hidden = round(channel_ratio * width)
+        self.blocks = nn.ModuleList(
+            Block(width, head_size, hidden, layer=layer, layers=layers, low_rank=low_rank)
+            for layer in range(layers)
+        )
+        self.ln_out = nn.LayerNorm(width)
+        self.layout = StateLayout(
+            {
+                f"{layer}.{name}": shape
+                for layer, block in enumerate(self.blocks)
+                for name, shape in block.state_shapes().items()
+            }
+        )
+        self.state_size = self.layout.size
+        self._steps: list[BlockStep] | None = build_steps(
+            self.blocks, self.layout, self.ln_out
+        )
+
+    def forward(self, x: Tensor, state: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features `[B, T, C]` and the state after the last step `[B, S]`."""
+        check_inputs(self, x, state, reset)
+        if self._steps and x.shape[1] == 1 and can_step(x):
+            return self._step(self._steps, self.projection(x), state, reset)
+        parts = self.layout.split(state)
+        new: dict[str, Tensor] = {}
+        x, v_first = self.projection(x), None
+        for layer, block in enumerate(self.blocks):
+            names = block.state_shapes()
+            own = {name: parts[f"{layer}.{name}"] for name in names}
+            x, own, v_first = block(x, own, reset, v_first)
+            new.update({f"{layer}.{name}": own[name] for name in names})
+        return self.ln_out(x), self.layout.join(new)
+
+    def _step(
+        self, steps: list[BlockStep], x: Tensor, state: Tensor, reset: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `forward` returns for a single step, one compiled call a block."""
+        new, outputs = torch.empty_like(state), torch.empty_like(x)
+        ins, outs, old, resets, fresh = (
+            z.contiguous().numpy().reshape(-1) for z in (x, outputs, state, reset, new)
+        )
+        first = np.empty_like(ins)
+        for step in steps:
+            step(ins, old, resets, first, outs, fresh)
+            ins = outs
+        return outputs, new

@@ -1,0 +1,104 @@
+"""The time mix of RWKV-7: token shift, projections, the WKV-7 recurrence, group norm, gate."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from doxastic.kernels.time_mix import time_mix
+from doxastic.memory import initialization
+from doxastic.kernels.token_shift import shift_mix
+
+
+class TimeMix(nn.Module):
+    """Mixes information over time through a matrix state per head.
+
+    With x_c the token-shifted input of projection c, per head:
+
+        r = W_r x_r,  k = W_k x_k,  v = W_v x_v,  g = sigmoid(x_g g1) g2
+        log w = -e^(-1/2) sigmoid(w0 + tanh(x_w w1) w2),  alpha = sigmoid(a0 + (x_a a1) a2)
+        v <- v + (v_first - v) sigmoid(v0 + (x_v v1) v2)       (layers after the first)
+        kk = k k_k / |k k_k|,  k~ = k (1 + (alpha - 1) k_a)
+        S <- S diag(w) - (S kk)(kk alpha)^T + v k~^T,  y = S r
+        out = W_o (g (GroupNorm(y) + (r . k~ r_k) v))
+
+    Parameter names are those of RWKV-LM's checkpoints (RWKV-v7/train_temp/src/model.py).
+
+    Args:
+        width: Channels C, a multiple of `head_size`.
+        head_size: Width of a head; the state has `head_size` squared entries per head.
+        layer: Index of the layer; the first one has no value residual.
+        layers: Number of layers.
+        low_rank: Rank of the low-rank maps of decay, rate, value residual and gate.
+    """
+
+    def __init__(
+        self, width: int, head_size: int, *, layer: int = 0, layers: int = 1, low_rank: int = 8
+    ) -> None:
+        super().__init__()
+        if width % head_size:
+            raise ValueError(f"width is {width}; expected a multiple of head_size = {head_size}.")
+        self.heads, self.head_size, self.layer = width // head_size, head_size, layer
+        depth = layer / max(layers - 1, 1)
+        ratio, ramp = 1.0 - layer / layers, initialization.ramp(width)
+        for name, power in zip("rwkvag", (0.2, 0.9, 0.7, 0.7, 0.9, 0.2), strict=True):
+            mix = initialization.shift_ratio(width, power * ratio)
+            self.register_parameter(f"x_{name}", nn.Parameter(mix))
+        zigzag = initialization.zigzag(width, head_size)
+        self.w0 = nn.Parameter(initialization.decay_bias(width, head_size, depth))
+        self.a0 = nn.Parameter(-0.19 + 0.3 * zigzag + 0.4 * ramp)
+        for name in "wav" if layer else "wa":
+            down, up = torch.zeros(width, low_rank), torch.empty(low_rank, width)
+            self.register_parameter(f"{name}1", nn.Parameter(down))
+            self.register_parameter(
+                f"{name}2", nn.Parameter(initialization.orthogonal_(up, 0.1))
+            )
+        if layer:
+            self.v0 = nn.Parameter(0.73 - 0.4 * ramp)
+        self.g1 = nn.Parameter(torch.zeros(width, low_rank))
+        self.g2 = nn.Parameter(initialization.gate_factor(low_rank, width))
+        self.k_k = nn.Parameter(0.71 - 0.1 * ramp)
+        self.k_a = nn.Parameter(torch.full((width,), 1.02))
+        self.r_k = nn.Parameter(torch.full((self.heads, head_size), -0.04))
+        self.receptance, self.key, self.value, self.output = (
+            nn.Linear(width, width, bias=False) for _ in range(4)
+        )
+        nn.init.orthogonal_(self.receptance.weight)
+        nn.init.orthogonal_(self.key.weight, gain=0.1)
+        nn.init.orthogonal_(self.value.weight)
+        nn.init.zeros_(self.output.weight)
+        # Official: eps = 64e-5 for heads of 64, i.e. 1e-5 times the width of a head.
+        self.ln_x = nn.GroupNorm(self.heads, width, eps=1e-5 * head_size)
+        nn.init.constant_(self.ln_x.weight, ((1 + layer) / layers) ** 0.7)
+
+    def forward(
+        self, x: Tensor, shift: Tensor, wkv: Tensor, reset: Tensor, v_first: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the output `[B, T, C]`, the new matrix state and this stack's `v_first`.
+
+        Args:
+            x: `[B, T, C]`.
+            shift: The input before the first step, `[B, C]`.
+            wkv: Matrix state `[B, H, V, K]`.
+            reset: `[B, T]` bool.
+            v_first: Values of the first layer, `[B, T, C]`; None in the first layer itself.
+        """
+        mixes = torch.stack([self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g])
+        x_r, x_w, x_k, x_v, x_a, x_g = shift_mix(x, shift, reset, mixes)
+        decay = self.w0 + torch.tanh(x_w @ self.w1) @ self.w2
+        rate = self.a0 + (x_a @ self.a1) @ self.a2
+        gate = torch.sigmoid(x_g @ self.g1) @ self.g2
+        value = self.value(x_v)
+        if v_first is None:
+            v_first = value
+        else:
+            mix = torch.sigmoid(self.v0 + (x_v @ self.v1) @ self.v2)
+            value = torch.lerp(value, v_first, mix)
+        y, wkv = time_mix(
+            self.receptance(x_r), decay, self.key(x_k), value, rate, gate,
+            k_k=self.k_k, k_a=self.k_a, r_k=self.r_k,
+            norm_weight=self.ln_x.weight, norm_bias=self.ln_x.bias, norm_eps=self.ln_x.eps,
+            state=wkv, reset=reset,
+        )  # fmt: skip
+        return F.linear(y, self.output.weight), wkv, v_first

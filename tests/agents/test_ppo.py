@@ -1,0 +1,306 @@
+"""Advantages, minibatches, schedules, divergence, checkpoints, and that it learns."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from safetensors.torch import load, save
+from tensordict import TensorDict
+from torch import Tensor
+
+from doxastic.agents.encoders import EncoderConfig
+from doxastic.agents.losses import build_loss, estimate_advantages
+from doxastic.agents.optimization import TrainingDiverged, build_optimizer, schedule
+from doxastic.agents.policy import ActorCritic, PolicyConfig
+from doxastic.agents.ppo import PPO, PPOConfig
+from doxastic.envs.cartpole import CartPole
+from doxastic.envs.gymnasium import POMDPVectorEnv
+from doxastic.memory.baselines import GRUMemory
+
+SMALL = PPOConfig(segment_steps=16, epochs=2, minibatches=2)
+
+
+class Recall(gym.Env):
+    """Shows a sign once; after three blank steps the action must repeat it for a reward of 1."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,))
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self.time, self.sign = 0, int(self.np_random.integers(2))
+        return np.array([2 * self.sign - 1, 0], np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        self.time += 1
+        ends = self.time == 4
+        observation = np.array([0, self.time == 3], np.float32)
+        return observation, float(ends and action == self.sign), ends, False, {}
+
+
+def make_ppo(
+    env: gym.vector.VectorEnv | None = None,
+    config: PPOConfig = SMALL,
+    total_steps: int = 10_000,
+    seed: int = 0,
+) -> PPO:
+    env = POMDPVectorEnv(CartPole(), 8) if env is None else env
+    torch.manual_seed(0)
+    policy = ActorCritic(
+        env.single_observation_space,
+        env.single_action_space,
+        EncoderConfig(width=16),
+        GRUMemory(16, 16),
+        PolicyConfig(hidden_size=16),
+    )
+    return PPO(policy, env, config, total_steps, seed)
+
+
+def weights(ppo: PPO) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in ppo.policy.state_dict().items()}
+
+
+def test_advantages_equal_hand_computed_ones_across_ends() -> None:
+    # Truncated after step 1 (bootstrap 4), terminated after step 2 (nothing follows).
+    rollout = TensorDict(
+        {
+            "reward": torch.tensor([[1.0, 2.0, 3.0, 4.0]]),
+            "value": torch.tensor([[0.5, 1.0, 1.5, 2.0]]),
+            "next_value": torch.tensor([[1.0, 4.0, 100.0, 3.0]]),
+            "terminated": torch.tensor([[False, False, True, False]]),
+            "done": torch.tensor([[False, True, True, False]]),
+        },
+        batch_size=[1],
+    )
+    advantage, target = estimate_advantages(rollout, discount=0.5, gae_lambda=0.5)
+    # Step 3: 4 + .5*3 - 2; step 2: 3 - 1.5; step 1: 2 + .5*4 - 1;
+    # step 0: (1 + .5*1 - .5) + .25 * step 1.
+    assert advantage.tolist() == [[1.75, 3.0, 1.5, 3.5]]
+    assert target.tolist() == [[2.25, 4.0, 3.0, 5.5]]
+
+
+def test_the_loss_equals_hand_computed_ppo() -> None:
+    policy = make_ppo().policy
+    loss = build_loss(policy, clip=0.2, value_coefficient=0.5, clip_value=False)
+    loss.entropy_coeff.fill_(0.01)
+    features = torch.randn(3, 5, 16)
+    head = policy.action_head
+    distribution = head.distribution(head(features))
+    action = distribution.sample()
+    old = distribution.log_prob(action).detach() + 0.3 * torch.randn(3, 5)
+    advantage, target = torch.randn(3, 5), torch.randn(3, 5)
+    entries = {"features": features, "action": action, "action_log_prob": old}
+    entries |= {"advantage": advantage.unsqueeze(-1), "value_target": target.unsqueeze(-1)}
+    out = loss(TensorDict(entries, batch_size=[3, 5]))
+    ratio = (distribution.log_prob(action) - old).exp()
+    surrogate = torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+    error = (policy.value_head(features).squeeze(-1) - target).square()
+    torch.testing.assert_close(out["loss_objective"], -surrogate.mean())
+    torch.testing.assert_close(out["loss_critic"], 0.5 * error.mean())
+    torch.testing.assert_close(out["loss_entropy"], -0.01 * distribution.entropy().mean())
+
+
+def test_minibatches_split_environments_and_never_time() -> None:
+    ppo = make_ppo(config=replace(SMALL, minibatches=3))
+    shapes, states = [], []
+    features = ppo.policy.features
+
+    def spy(observation: Tensor, state: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
+        shapes.append(tuple(reset.shape))
+        states.append(state)
+        return features(observation, state, reset)
+
+    ppo.policy.features = spy
+    ppo.update()
+    shapes.clear()
+    states.clear()
+    ppo.update()
+    assert [time for _, time in shapes] == [16] * 6
+    assert [number for number, _ in shapes] == [2, 3, 3] * 2
+    first, second = torch.cat(states[:3]), torch.cat(states[3:])
+    assert len(first.unique(dim=0)) == 8
+    assert torch.equal(first.sort(0).values, second.sort(0).values)
+
+
+@pytest.mark.parametrize("normalize_value", [True, False])
+def test_gru_learns_to_recall_the_first_observation(normalize_value: bool) -> None:
+    env = SyncVectorEnv([Recall] * 16, autoreset_mode=AutoresetMode.SAME_STEP)
+    config = PPOConfig(
+        learning_rate=3e-3, segment_steps=16, warmup_updates=2, normalize_value=normalize_value
+    )
+    updates = 40
+    ppo = make_ppo(env, config, total_steps=updates * 16 * 16)
+    measured = [ppo.update() for _ in range(updates)]
+    assert measured[0]["return_mean"] < 0.7
+    assert measured[-1]["return_mean"] > 0.95
+
+
+def test_every_update_measures_the_same_things() -> None:
+    ppo = make_ppo(config=replace(SMALL, segment_steps=2))
+    first = ppo.update()
+    assert math.isnan(first["return_mean"]) and first["episodes"] == 0
+    for _ in range(40):
+        later = ppo.update()
+    assert later.keys() == first.keys()
+    assert later["steps"] == ppo.steps == 41 * 16 and later["update"] == 41
+    assert later["return_mean"] == later["length_mean"] > 0 or later["episodes"] > 0
+    assert all(math.isfinite(value) for value in later.values())
+
+
+def test_schedules_warm_up_and_fall_to_zero() -> None:
+    assert [schedule(u, 10, warmup=4) for u in (0, 1, 4, 9)] == [
+        0.25,
+        0.45,
+        0.6,
+        pytest.approx(0.1),
+    ]
+    assert [schedule(u, 10, warmup=2, anneal=False) for u in (0, 5, 20)] == [0.5, 1.0, 1.0]
+    assert schedule(12, 10) == 0.0
+    config = replace(SMALL, learning_rate=1e-3, warmup_updates=0)
+    ppo = make_ppo(config=config, total_steps=4 * 8 * 16)
+    rates = [ppo.update()["learning_rate"] for _ in range(4)]
+    assert rates == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
+    assert float(ppo._loss.entropy_coeff) == pytest.approx(0.01 / 4)
+
+
+def test_a_memory_may_scale_the_learning_rate_of_its_parameters() -> None:
+    policy = make_ppo().policy
+    policy.memory.learning_rate_multipliers = {"rnn.bias*": 2.0}
+    optimizer = build_optimizer(policy)
+    doubled = {id(p) for g in optimizer.param_groups if g["multiplier"] == 2 for p in g["params"]}
+    assert doubled == {id(policy.memory.rnn.bias_ih_l0), id(policy.memory.rnn.bias_hh_l0)}
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(policy.parameters()))
+
+
+def test_a_small_target_divergence_stops_the_update_early() -> None:
+    free = make_ppo(config=replace(SMALL, learning_rate=1e-2, warmup_updates=0))
+    bound = make_ppo(config=replace(free.config, target_kl=1e-4))
+    assert free.update()["minibatches"] == 4
+    assert bound.update()["minibatches"] < 4
+
+
+def test_values_stay_in_units_of_reward_when_their_scale_changes() -> None:
+    ppo = make_ppo(config=replace(SMALL, learning_rate=1e-12))
+    features = torch.randn(5, 16)
+    before = ppo.policy.values(features)
+    ppo.update()
+    assert ppo.policy.value_scale != 1
+    torch.testing.assert_close(ppo.policy.values(features), before, rtol=1e-4, atol=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_take_it() -> None:
+    ppo = make_ppo()
+    ppo.update()
+    before = weights(ppo)
+    ppo.policy.action_head.linear.weight.register_hook(lambda grad: grad * math.nan)
+    with pytest.raises(TrainingDiverged, match=r"Update 2: grad_norm .*action_head.linear.weight"):
+        ppo.update()
+    learned = dict(ppo.policy.named_parameters())
+    learned.pop("value_head.weight"), learned.pop("value_head.bias")
+    assert all(torch.equal(parameter, before[name]) for name, parameter in learned.items())
+
+
+def test_a_loss_that_is_not_finite_is_named() -> None:
+    ppo = make_ppo()
+    ppo.policy.value_head.register_forward_hook(lambda module, inputs, output: output * math.nan)
+    with pytest.raises(TrainingDiverged, match=r"Update 1: loss_value, .*ppo.learning_rate"):
+        ppo.update()
+
+
+def test_values_that_are_not_finite_leave_the_statistics_alone() -> None:
+    ppo = make_ppo()
+    with torch.no_grad():
+        ppo.policy.value_head.bias.fill_(math.nan)
+    with pytest.raises(TrainingDiverged, match="Update 1: the value targets are not finite"):
+        ppo.update()
+    assert ppo.value_statistics.count == 0
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_restored_run_continues_bit_for_bit(normalize: bool) -> None:
+    config = replace(SMALL, normalize_observation=normalize)
+    ppo = make_ppo(config=config)
+    for _ in range(3):
+        ppo.update()
+    tensors, data = ppo.checkpoint()
+    tensors, data = load(save(tensors)), json.loads(json.dumps(data))
+    expected = [ppo.update() for _ in range(2)]
+    other = make_ppo(config=config, seed=7)
+    other.update()
+    other.restore(tensors, data)
+    measured = [other.update() for _ in range(2)]
+    for one, two in zip(expected, measured, strict=True):
+        kept = [key for key in one if not key.startswith("seconds")]
+        assert [one[key] for key in kept] == [two[key] for key in kept]
+    assert all(torch.equal(value, weights(ppo)[key]) for key, value in weights(other).items())
+    final, again = ppo.checkpoint()[0], other.checkpoint()[0]
+    assert final.keys() == again.keys()
+    assert all(torch.equal(final[key].nan_to_num(), again[key].nan_to_num()) for key in final)
+
+
+def test_a_checkpoint_is_a_snapshot() -> None:
+    ppo = make_ppo()
+    ppo.update()
+    tensors, _ = ppo.checkpoint()
+    kept = {key: value.clone() for key, value in tensors.items()}
+    ppo.update()
+    assert all(torch.equal(tensors[key].nan_to_num(), kept[key].nan_to_num()) for key in kept)
+
+
+def test_dict_observations_and_box_actions_train() -> None:
+    class Reach(gym.Env):
+        observation_space = gym.spaces.Dict(
+            {"goal": gym.spaces.Box(-1, 1, (2,)), "phase": gym.spaces.Discrete(3)}
+        )
+        action_space = gym.spaces.Box(-1, 1, (2,))
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+            super().reset(seed=seed)
+            self.time = 0
+            return self.observation_space.sample(), {}
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+            self.time += 1
+            reward = -float(np.square(action).sum())
+            return self.observation_space.sample(), reward, False, self.time == 5, {}
+
+    env = SyncVectorEnv([Reach] * 4, autoreset_mode=AutoresetMode.SAME_STEP)
+    ppo = make_ppo(env, replace(SMALL, normalize_observation=True, clip_value=True))
+    for _ in range(2):
+        measured = ppo.update()
+    assert all(math.isfinite(value) for value in measured.values())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("segment_steps", 0),
+        ("epochs", 0),
+        ("clip", 0.0),
+        ("discount", 1.1),
+        ("gae_lambda", -0.1),
+        ("target_kl", 0.0),
+        ("learning_rate", math.nan),
+    ],
+)
+def test_settings_outside_their_range_are_named(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"ppo\.{field}"):
+        PPOConfig(**{field: value})
+
+
+def test_a_run_without_steps_is_refused() -> None:
+    with pytest.raises(ValueError, match="total_steps is 0"):
+        make_ppo(total_steps=0)
+
+
+def test_fewer_environments_than_minibatches_are_refused() -> None:
+    with pytest.raises(ValueError, match="8 environments and 9 minibatches"):
+        make_ppo(config=replace(SMALL, minibatches=9))

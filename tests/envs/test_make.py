@@ -1,0 +1,132 @@
+import importlib
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+
+from doxastic.envs import EnvConfig, POMDPVectorEnv, env_state, make_vector_env
+
+
+def run(env, steps=20):
+    env.action_space.seed(0)
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    for _ in range(steps):
+        observation, *_ = env.step(env.action_space.sample())
+        assert env.observation_space.contains(observation)
+
+
+def test_own_ids_take_the_batched_path():
+    env = make_vector_env(EnvConfig(kwargs={"horizon": 9}), num_envs=3, noise=(0.5,))
+    assert isinstance(env, POMDPVectorEnv)
+    assert (env.num_envs, env.pomdp.noise, env.pomdp.max_episode_steps) == (3, (0.5,), 9)
+
+
+@pytest.mark.parametrize(
+    "env_id",
+    [
+        "CartPole-v1",
+        "Pendulum-v1",
+        "popgym-RepeatPreviousEasy-v0",
+        "popgym-AutoencodeEasy-v0",
+        "popgym-BattleshipEasy-v0",
+        "popgym-CountRecallEasy-v0",
+        "popgym-MultiarmedBanditEasy-v0",
+        "popgym-NoisyPositionOnlyCartPoleEasy-v0",
+        "MiniGrid-MemoryS7-v0",
+    ],
+)
+@pytest.mark.parametrize("previous_action", [True, False])
+def test_outside_environments_run_with_same_step_autoreset(env_id, previous_action):
+    env = make_vector_env(EnvConfig(id=env_id, num_envs=2, previous_action=previous_action))
+    assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    assert env_state(env) is None
+    run(env)
+
+
+def test_noise_reaches_an_outside_environment():
+    config = EnvConfig(id="CartPole-v1", num_envs=4, noise=(0.25,))
+    env = make_vector_env(config)
+    _, info = env.reset(seed=0)
+    np.testing.assert_array_equal(info["noise"], [0.25] * 4)
+    run(env, 60)
+
+
+def test_final_observations_are_not_overwritten_by_the_autoreset():
+    env = make_vector_env(EnvConfig(id="popgym-PositionOnlyCartPoleEasy-v0", num_envs=1))
+    observation, _ = env.reset(seed=0)
+    while True:
+        observation, _, terminated, _, info = env.step(np.array([1]))
+        if terminated[0]:
+            break
+    assert abs(info["final_obs"][0][1]) > 0.2 > abs(observation[0, 1])
+    assert (info["final_obs"][0][-1], observation[0, -1]) == (0, 1)
+
+
+def test_minigrids_mission_text_is_dropped_with_a_note(caplog):
+    with caplog.at_level("INFO", logger="doxastic.envs.wrappers"):
+        env = make_vector_env(EnvConfig(id="MiniGrid-MemoryS7-v0", num_envs=1))
+    assert "mission" in caplog.text
+    assert set(env.single_observation_space.spaces) == {
+        "direction",
+        "image",
+        "previous_action",
+        "episode_start",
+    }
+
+
+def test_the_state_of_own_environments_is_saved():
+    env = make_vector_env(EnvConfig(num_envs=2))
+    env.reset(seed=0)
+    arrays, data = env_state(env)
+    assert arrays["elapsed"].shape == (2,)
+    assert set(data) == {"reset_random", "step_random"}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"id": "doxastic/CartPol-v0"}, "doxastic/CartPole-v0"),
+        ({"id": "CartPoel-v1"}, "nearest ids are .*CartPole-v1"),
+        ({"id": "popgym-RepeatPreviousEsy-v0"}, "popgym-RepeatPreviousEasy-v0"),
+        ({"id": "no_such_package:Env-v0"}, "no_such_package"),
+        ({"id": "doxastic/CartPole-v0", "kwargs": {"mass": 2}}, "doxastic/CartPole-v0 rejects.*mass"),
+        ({"id": "CartPole-v1", "kwargs": {"mass": 2}}, "CartPole-v1 rejects.*mass"),
+        ({"id": "popgym-RepeatPreviousEasy-v0", "noise": (0.1,)}, "needs a Box observation"),
+    ],
+)
+def test_what_cannot_be_made_is_named(config, message):
+    with pytest.raises(ValueError, match=message):
+        make_vector_env(EnvConfig(**{"num_envs": 2, **config}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_envs": 0}, "num_envs is 0"),
+        ({"noise": (-0.1,)}, "must be finite and >= 0"),
+        ({"noise": ()}, "non-empty"),
+        ({"kwargs": {"noise": 0.1}}, "as the field noise"),
+    ],
+)
+def test_values_outside_their_range_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        EnvConfig(**fields)
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    def missing(name, *args):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(ValueError, match=r"pip install 'doxastic\[popgym\]'"):
+        make_vector_env(EnvConfig(id="popgym-RepeatFirstEasy-v0"))
+
+
+def test_registering_twice_changes_nothing():
+    from doxastic.envs import register_tasks
+
+    before = dict(gymnasium.registry)
+    register_tasks()
+    assert gymnasium.registry == before

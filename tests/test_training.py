@@ -1,0 +1,266 @@
+"""Training end to end: run folder, resume bit for bit, interruption, failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import doxastic
+from doxastic.agents.agent import Agent
+from doxastic.agents.ppo import PPO
+from doxastic.configuration import ConfigError
+from doxastic.experiment import Experiment, from_dict, load_preset, override
+from doxastic.interruption import TrainingInterrupted
+from doxastic.runs import RunFolder
+
+UPDATE_STEPS = 4 * 16
+
+
+def _experiment(updates: int = 4, **changes: object) -> Experiment:
+    small = {
+        "total_steps": updates * UPDATE_STEPS,
+        "threads": 1,
+        "checkpoint_updates": 2,
+        "env": {"num_envs": 4},
+        "encoder": {"width": 16},
+        "memory": {"width": 16, "head_size": 8, "low_rank": 4, "belief_size": 4},
+        "policy": {"hidden_size": 16},
+        "ppo": {"segment_steps": 16, "epochs": 2, "minibatches": 2},
+        "evaluation": {"noise": [0.0, 0.4], "episodes": 4},
+    }
+    return override(override(load_preset("noisy-cartpole"), small), changes)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return doxastic.train(
+        _experiment(), run_dir=tmp_path_factory.mktemp("runs") / "whole", progress=False
+    )
+
+
+def _tensors(run: Path) -> dict[str, torch.Tensor]:
+    checkpoint = RunFolder(run).load("last", with_trainer=True)
+    return {**checkpoint.weights, **checkpoint.trainer}
+
+
+def _metrics_without_times(run: Path) -> list[dict[str, object]]:
+    return [
+        {key: value for key, value in record.items() if "second" not in key}
+        for record in RunFolder(run).metrics()
+    ]
+
+
+def _assert_same_run(first: Path, second: Path) -> None:
+    tensors, others = _tensors(first), _tensors(second)
+    assert tensors.keys() == others.keys()
+    different = [name for name in tensors if not torch.equal(tensors[name], others[name])]
+    assert different == []
+    assert _metrics_without_times(first) == _metrics_without_times(second)
+
+
+def test_a_run_leaves_its_folder_complete(run):
+    names = {path.name for path in run.iterdir()}
+    assert names >= {
+        "config.yaml",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "evaluation.json",
+        "evaluation.png",
+    }
+    assert from_dict(RunFolder(run).config) == _experiment()
+    assert [record["update"] for record in RunFolder(run).metrics()] == [1, 2, 3, 4]
+    assert [record["steps"] for record in RunFolder(run).metrics()] == [64, 128, 192, 256]
+
+
+def test_the_same_experiment_gives_the_same_run(run, tmp_path):
+    again = doxastic.train(_experiment(), run_dir=tmp_path / "again", progress=False)
+    _assert_same_run(run, again)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(run, tmp_path, monkeypatch):
+    half = _stopped_after(2, _experiment(), tmp_path / "half", monkeypatch)
+    assert [record["update"] for record in RunFolder(half).metrics()] == [1, 2]
+    assert doxastic.train(resume=half, progress=False) == half
+    _assert_same_run(run, half)
+
+
+def test_a_crash_between_checkpoints_loses_nothing_and_resumes_bit_for_bit(
+    run, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        _raise_at_update(4, ZeroDivisionError("a defect"), patch)
+        with pytest.raises(ZeroDivisionError):
+            doxastic.train(_experiment(), run_dir=tmp_path / "run", progress=False)
+    assert RunFolder(tmp_path / "run").load("last").update == 3
+    doxastic.train(resume=tmp_path / "run", progress=False)
+    _assert_same_run(run, tmp_path / "run")
+
+
+def test_a_killed_run_resumes_from_its_checkpoint_and_drops_the_metrics_after_it(run, tmp_path):
+    folder = tmp_path / "killed"
+    code = (
+        "import os, sys\n"
+        "from doxastic import training\n"
+        "from doxastic.agents.ppo import PPO\n"
+        "from doxastic.runs import RunFolder\n"
+        "log = RunFolder.log\n"
+        "def log_then_die(self, metrics):\n"
+        "    log(self, metrics)\n"
+        "    if metrics['update'] == 3: os._exit(9)\n"
+        "RunFolder.log = log_then_die\n"
+        "training.train(sys.argv[1], run_dir=sys.argv[2], progress=False)\n"
+    )
+    config = run / "config.yaml"
+    killed = subprocess.run([sys.executable, "-c", code, str(config), str(folder)], check=False)
+    assert killed.returncode == 9
+    assert [record["update"] for record in RunFolder(folder).metrics()] == [1, 2, 3]
+    doxastic.train(resume=folder, progress=False)
+    _assert_same_run(run, folder)
+
+
+def test_resuming_from_an_earlier_checkpoint_repeats_the_rest(run, tmp_path):
+    whole = doxastic.train(_experiment(), run_dir=tmp_path / "run", progress=False)
+    step = f"step-{2 * UPDATE_STEPS}"
+    doxastic.train(resume=whole / "checkpoints" / step, progress=False)
+    _assert_same_run(run, whole)
+
+
+def test_a_finished_run_can_be_prolonged(tmp_path):
+    folder = doxastic.train(_experiment(2), run_dir=tmp_path / "run", progress=False)
+    doxastic.train(resume=folder, total_steps=3 * UPDATE_STEPS, progress=False)
+    assert [record["update"] for record in RunFolder(folder).metrics()] == [1, 2, 3]
+    assert from_dict(RunFolder(folder).config).total_steps == 3 * UPDATE_STEPS
+
+
+def test_a_resumed_run_may_not_become_another_experiment(run):
+    with pytest.raises(ConfigError, match=r"memory differs from .* may change only total_steps"):
+        doxastic.train(resume=run, memory={"kind": "gru"}, progress=False)
+
+
+def test_an_outside_environment_trains_and_resumes(tmp_path, caplog):
+    experiment = _experiment(
+        2,
+        env={"id": "CartPole-v1", "noise": None},
+        evaluation={"noise": None},
+        ppo={"normalize_observation": True},
+    )
+    folder = doxastic.train(experiment, run_dir=tmp_path / "run", progress=False)
+    doxastic.train(resume=folder, total_steps=3 * UPDATE_STEPS, progress=False)
+    assert "cannot restore its state" in caplog.text
+    agent = doxastic.load(folder)
+    assert agent.normalizer is not None
+    assert not (folder / "evaluation.png").exists()
+    assert json.loads((folder / "evaluation.json").read_text())["levels"] == [None]
+
+
+def test_overrides_are_checked(tmp_path):
+    with pytest.raises(ConfigError, match=r"unknown key totl_steps; did you mean total_steps"):
+        doxastic.train("cartpole", run_dir=tmp_path / "run", totl_steps=3)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loaded_agent_acts_as_the_trained_one(run):
+    agent = doxastic.load(run)
+    assert isinstance(agent, Agent)
+    observation = agent.observation_space.sample()
+    action, state = agent.predict(observation, None, np.array([True]))
+    assert agent.action_space.contains(action)
+    action, state = agent.predict(observation, state, np.array([False]))
+    assert agent.action_space.contains(action)
+    weights = RunFolder(run).load("last").weights
+    loaded = doxastic.load(run, "last").policy.state_dict()
+    assert all(torch.equal(loaded[name], weights[f"policy/{name}"]) for name in loaded)
+
+
+def test_sb3_evaluates_a_loaded_agent(run):
+    import gymnasium
+    from stable_baselines3.common.evaluation import evaluate_policy
+
+    env = gymnasium.make("doxastic/CartPole-v0", noise=0.1)
+    mean, _ = evaluate_policy(doxastic.load(run), env, n_eval_episodes=2, warn=False)
+    assert mean > 0
+
+
+def test_the_callers_threads_are_given_back(run, tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        doxastic.train(_experiment(1), run_dir=tmp_path / "run", progress=False)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_after_the_update_and_the_run_resumes(number, run, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    update = PPO.update
+
+    def update_and_signal(self: PPO) -> dict[str, float]:
+        if self.updates == 2:
+            os.kill(os.getpid(), number)
+        return update(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PPO, "update", update_and_signal)
+        with pytest.raises(
+            TrainingInterrupted, match=r"saved after update 3; .*--resume"
+        ) as raised:
+            doxastic.train(_experiment(), run_dir=folder, progress=False)
+    assert raised.value.signal_number == number
+    assert RunFolder(folder).load("last").update == 3
+    doxastic.train(resume=folder, progress=False)
+    _assert_same_run(run, folder)
+
+
+def test_the_command_ends_with_the_signals_exit_code(run, tmp_path):
+    config = tmp_path / "long.yaml"
+    config.write_text(
+        (run / "config.yaml").read_text().replace("total_steps: 256", "total_steps: 10000000")
+    )
+    command = [sys.executable, "-m", "doxastic", "train", str(config), "--run-dir", "out"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert "continue with: doxastic train --resume out" in errors
+    assert "Traceback" not in errors
+    assert doxastic.load(tmp_path / "out", "last")
+
+
+def _raise_at_update(number: int, error: Exception, patch: pytest.MonkeyPatch) -> None:
+    update = PPO.update
+
+    def update_or_raise(self: PPO) -> dict[str, float]:
+        if self.updates == number - 1:
+            raise error
+        return update(self)
+
+    patch.setattr(PPO, "update", update_or_raise)
+
+
+def _stopped_after(
+    updates: int, experiment: Experiment, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """Train only so many updates of an experiment, as if interrupted."""
+    with monkeypatch.context() as patch:
+        _raise_at_update(updates + 1, KeyboardInterrupt(), patch)  # type: ignore[arg-type]
+        with pytest.raises(KeyboardInterrupt):
+            doxastic.train(experiment, run_dir=folder, progress=False)
+    return folder
