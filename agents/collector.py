@@ -76,6 +76,7 @@ class Collector:
         # What the policy gives is new at every step: lists, stacked once, copy it only once.
         self._rows: dict[str, list[Any]] = {}
         self._pending: list[tuple[int, np.ndarray, Any, Tensor]] = []
+        self._state: Tensor
         self._start(seed)
 
     @torch.no_grad()
@@ -242,7 +243,7 @@ class Collector:
         self._observation, info = self.env.reset(seed=seed)
         self._check("observation", self._observation, -1)
         self._reset = np.ones(self.env.num_envs, bool)
-        self._state: Tensor = self.policy.memory.initial_state(self.env.num_envs, self.device)
+        self._state = self.policy.memory.initial_state(self.env.num_envs, self.device)
         self.episodes.begin(info)
 
     def _tensors(self, observation: Any) -> Observation:

@@ -141,7 +141,8 @@ class PPO:
                 "expected at least one environment in each. Raise env.num_envs or lower "
                 "ppo.minibatches."
             )
-        _check("total_steps", total_steps, total_steps >= 1, "at least 1")
+        if total_steps < 1:
+            raise ValueError(f"total_steps is {total_steps}; expected at least 1.")
         self.config, self.device = config, torch.device(device)
         self.policy = policy.to(self.device)
         self.total_updates = math.ceil(total_steps / (config.segment_steps * env.num_envs))

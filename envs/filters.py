@@ -19,15 +19,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from doxastic.envs.batched import NumpyRandom
 from doxastic.envs.sequential_test import LEFT, RIGHT, WAIT, SequentialTest
+from doxastic.envs.statistics_grid import StatisticsGrid, expectation, interpolated
 
 FloatArray = npt.NDArray[np.float64]
-
-# Components with less posterior weight than this do not move the value.
-_NEGLIGIBLE = 1e-12
 
 
 class Posterior(NamedTuple):
@@ -136,29 +133,11 @@ class SequentialTestSolution(ABC):
         return outcome
 
 
-class _Grid:
-    """Grid over (|m|, v): asinh spacing of the mean, logarithmic spacing of the spread."""
-
-    def __init__(self, noise: Sequence[float], means: int, spreads: int) -> None:
-        reach = 6 * max(noise)
-        self.mean_unit = 0.1
-        self.spread_unit = 0.02 * min(noise) ** 2
-        self.mean_step = np.arcsinh((1 + reach) / self.mean_unit) / (means - 1)
-        self.spread_step = np.log1p(reach**2 / self.spread_unit) / (spreads - 1)
-        self.mean = self.mean_unit * np.sinh(self.mean_step * np.arange(means))
-        self.spread = self.spread_unit * np.expm1(self.spread_step * np.arange(spreads))
-
-    @property
-    def scales(self) -> tuple[float, float, float, float]:
-        """Units and steps of both axes, as the compiled functions take them."""
-        return self.mean_unit, float(self.mean_step), self.spread_unit, float(self.spread_step)
-
-
 class _Optimum(SequentialTestSolution):
     """The optimal policy: answer where that is worth more than waiting."""
 
     def __init__(
-        self, task: SequentialTest, value: float, grid: _Grid, waiting: FloatArray
+        self, task: SequentialTest, value: float, grid: StatisticsGrid, waiting: FloatArray
     ) -> None:
         super().__init__(task, value)
         self._grid = grid
@@ -172,7 +151,7 @@ class _Optimum(SequentialTestSolution):
         spread = np.maximum(np.asarray(squares, dtype=np.float64) / count - mean**2, 0.0)
         right = _weights(count, mean, spread, self.task.noise)[..., 0, :].sum(-1)
         answering = _worth_of_answer(right, self.task.wrong_cost)
-        waiting = _interpolated(
+        waiting = interpolated(
             mean.reshape(-1), spread.reshape(-1), self._waiting[count - 1], *self._grid.scales
         ).reshape(mean.shape)
         answer = np.where(right >= 0.5, RIGHT, LEFT)
@@ -212,28 +191,27 @@ def _solve(
     spreads: int,
     nodes: int,
 ) -> SequentialTestSolution:
-    task = SequentialTest(
-        wait_cost=wait_cost, wrong_cost=wrong_cost, horizon=horizon, noise=noise
-    )
-    grid = _Grid(noise, means, spreads)
+    task = SequentialTest(wait_cost=wait_cost, wrong_cost=wrong_cost, horizon=horizon, noise=noise)
+    grid = StatisticsGrid(noise, means, spreads)
     points, masses = np.polynomial.hermite_e.hermegauss(nodes)
     mean, spread = np.meshgrid(grid.mean, grid.spread, indexing="ij")
     # At the horizon, waiting is a wrong answer.
     waiting = np.full((horizon, means, spreads), -wrong_cost)
-    for n in range(horizon, 0, -1):
+    weights = _weights(horizon, mean, spread, noise)
+    answering = _worth_of_answer(weights[..., 0, :].sum(-1), wrong_cost)
+    for n in range(horizon - 1, 0, -1):
         weights = _weights(n, mean, spread, noise)
-        if n < horizon:
-            waiting[n - 1] = -wait_cost + _expectation(
-                n,
-                grid.mean,
-                grid.spread,
-                weights,
-                np.array(noise),
-                points,
-                masses / masses.sum(),
-                np.stack([answering, waiting[n]]),
-                *grid.scales,
-            )
+        waiting[n - 1] = -wait_cost + expectation(
+            n,
+            grid.mean,
+            grid.spread,
+            weights,
+            np.array(noise),
+            points,
+            masses / masses.sum(),
+            np.stack([answering, waiting[n]]),
+            *grid.scales,
+        )
         answering = _worth_of_answer(weights[..., 0, :].sum(-1), wrong_cost)
     # A single observation has no spread.
     first = np.maximum(answering[:, 0], waiting[0, :, 0])
@@ -246,83 +224,10 @@ def _worth_of_answer(right: FloatArray, wrong_cost: float) -> FloatArray:
     return np.asarray(likelier - (1 - likelier) * wrong_cost)
 
 
-def _value_at_start(first: FloatArray, grid: _Grid, noise: Sequence[float]) -> float:
+def _value_at_start(first: FloatArray, grid: StatisticsGrid, noise: Sequence[float]) -> float:
     """Return the mean of the value after the first observation, over its distribution."""
     epsilon = np.linspace(-8, 8, 4001)
     density = np.exp(-(epsilon**2) / 2)
     density /= density.sum()
     values = [np.interp(np.abs(1 + sigma * epsilon), grid.mean, first) for sigma in noise]
     return float(np.mean([density @ value for value in values]))
-
-
-@njit(cache=True)
-def _cell(x: float, unit: float, step: float, size: int, mean: bool) -> tuple[int, float]:
-    """Return the grid cell of a coordinate and the position in it, in [0, 1]."""
-    position = (np.arcsinh(x / unit) if mean else np.log1p(x / unit)) / step
-    index = min(int(position), size - 2)
-    return index, min(position - index, 1.0)
-
-
-@njit(cache=True)
-def _blend(table: Any, i: int, j: int, x: float, y: float) -> float:
-    low = (1 - y) * table[i, j] + y * table[i, j + 1]
-    high = (1 - y) * table[i + 1, j] + y * table[i + 1, j + 1]
-    return (1 - x) * low + x * high
-
-
-@njit(cache=True)
-def _interpolated(
-    mean: Any,
-    spread: Any,
-    table: Any,
-    mean_unit: float,
-    mean_step: float,
-    spread_unit: float,
-    spread_step: float,
-) -> Any:
-    """Return the bilinear interpolation of `table` at every (|m|, v)."""
-    out = np.empty(mean.size)
-    for k in range(mean.size):
-        i, x = _cell(abs(mean[k]), mean_unit, mean_step, table.shape[0], True)
-        j, y = _cell(spread[k], spread_unit, spread_step, table.shape[1], False)
-        out[k] = _blend(table, i, j, x, y)
-    return out
-
-
-@njit(cache=True)
-def _expectation(
-    n: int,
-    means: Any,
-    spreads: Any,
-    weights: Any,
-    noise: Any,
-    points: Any,
-    masses: Any,
-    tables: Any,
-    mean_unit: float,
-    mean_step: float,
-    spread_unit: float,
-    spread_step: float,
-) -> Any:
-    """Return E[max(answering, waiting)] after one more observation, at every grid point.
-
-    Interpolating the two smooth tables, not their maximum, keeps its kink sharp.
-    """
-    out = np.zeros((means.size, spreads.size))
-    for a in range(means.size):
-        for b in range(spreads.size):
-            for s in range(2):
-                for k in range(noise.size):
-                    weight = weights[a, b, s, k]
-                    if weight < _NEGLIGIBLE:
-                        continue
-                    for q in range(points.size):
-                        o = 1.0 - 2.0 * s + noise[k] * points[q]
-                        mean = (n * means[a] + o) / (n + 1)
-                        spread = (n * spreads[b] + (o - means[a]) * (o - mean)) / (n + 1)
-                        i, x = _cell(abs(mean), mean_unit, mean_step, means.size, True)
-                        j, y = _cell(spread, spread_unit, spread_step, spreads.size, False)
-                        answering = _blend(tables[0], i, j, x, y)
-                        waiting = _blend(tables[1], i, j, x, y)
-                        out[a, b] += weight * masses[q] * max(answering, waiting)
-    return out

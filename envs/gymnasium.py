@@ -31,9 +31,8 @@ class POMDPEnv(gymnasium.Env[FloatArray, Any]):
             for the start of an episode, `[o, previous action, start]`.
     """
 
-    metadata: dict[str, Any] = {"render_modes": []}
-
     def __init__(self, pomdp: BatchedPOMDP, *, previous_action: bool = True) -> None:
+        self.metadata = {"render_modes": []}
         self.pomdp = pomdp
         self._layout = ObservationLayout(pomdp, previous_action)
         self.observation_space = self._layout.space
@@ -109,16 +108,13 @@ class POMDPVectorEnv(VectorEnv[FloatArray, npt.NDArray[Any], npt.NDArray[Any]]):
             for the start of an episode, `[o, previous action, start]`.
     """
 
-    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
-
     # Gymnasium's own vector environments have it as an attribute too; TorchRL reads that one.
     autoreset_mode = AutoresetMode.SAME_STEP
 
-    def __init__(
-        self, pomdp: BatchedPOMDP, num_envs: int, *, previous_action: bool = True
-    ) -> None:
+    def __init__(self, pomdp: BatchedPOMDP, num_envs: int, *, previous_action: bool = True) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs is {num_envs}; expected at least 1 environment.")
+        self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
         self.pomdp = pomdp
         self.num_envs = num_envs
         self._layout = ObservationLayout(pomdp, previous_action)

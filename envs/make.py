@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +18,9 @@ from gymnasium.wrappers import FlattenObservation
 from doxastic.envs.gymnasium import POMDPVectorEnv
 from doxastic.envs.noise import ObservationNoise, noise_levels
 from doxastic.envs.registration import TASKS, make_vector
-from doxastic.envs.wrappers import CopyData, DropText, PreviousAction
+from doxastic.envs.wrappers import CopyData, NumericEntries, PreviousAction, is_numeric
+
+_logger = logging.getLogger(__name__)
 
 # Prefix of an id -> the package that registers it, which is also the name of pip's extra.
 _EXTRAS = {"popgym-": "popgym", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}
@@ -60,7 +63,7 @@ def make_vector_env(
 
     The tasks of doxastic are stepped all at once; other environments one after the other by
     Gymnasium's SyncVectorEnv, with their observations and info copied, Tuple observations
-    flattened, Text entries dropped, and noise and previous action added by wrappers.
+    flattened, entries that are no numbers dropped, and noise and previous action added by wrappers.
 
     Args:
         config: The environment.
@@ -78,9 +81,13 @@ def make_vector_env(
     if config.id in TASKS:
         return _make_task(config)
     _require_id(config.id)
-    return SyncVectorEnv(
+    env = SyncVectorEnv(
         [lambda: _make_single(config)] * config.num_envs, autoreset_mode=AutoresetMode.SAME_STEP
     )
+    if env.envs[0].has_wrapper_attr("dropped"):
+        dropped = ", ".join(env.envs[0].get_wrapper_attr("dropped"))
+        _logger.info("Observations of %s that are no numbers are left out: %s.", config.id, dropped)
+    return env
 
 
 def env_state(
@@ -112,9 +119,9 @@ def _make_single(config: EnvConfig) -> gymnasium.Env[Any, Any]:
     if isinstance(env.observation_space, spaces.Tuple):
         env = FlattenObservation(env)
     if isinstance(env.observation_space, spaces.Dict) and any(
-        isinstance(space, spaces.Text) for space in env.observation_space.values()
+        not is_numeric(space) for space in env.observation_space.values()
     ):
-        env = DropText(env)
+        env = NumericEntries(env)
     if config.noise is not None:
         env = ObservationNoise(env, config.noise)
     return PreviousAction(env) if config.previous_action else env

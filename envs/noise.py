@@ -51,9 +51,7 @@ class ObservationNoise(gymnasium.Wrapper[Any, Any, Any, Any]):
         ValueError: If the observations are neither, or a level is negative or not finite.
     """
 
-    def __init__(
-        self, env: gymnasium.Env[Any, Any], noise: float | Sequence[float]
-    ) -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any], noise: float | Sequence[float]) -> None:
         super().__init__(env)
         self.noise = noise_levels(noise)
         _require_box(env.observation_space)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from scipy.signal import fftconvolve
 
 from doxastic.envs.filters import FloatArray, SequentialTestSolution
-from doxastic.envs.sequential_test import LEFT, RIGHT, WAIT, SequentialTest
+from doxastic.envs.sequential_test import RIGHT, WAIT, SequentialTest
 
 # Grid points per unit of the sum of observations: the means +-1 fall on grid points.
 _POINTS_PER_UNIT = 20
@@ -65,9 +65,7 @@ class _BlindPolicy(SequentialTestSolution):
 def _solve(
     wait_cost: float, wrong_cost: float, horizon: int, noise: tuple[float, ...], sweeps: int
 ) -> SequentialTestSolution:
-    task = SequentialTest(
-        wait_cost=wait_cost, wrong_cost=wrong_cost, horizon=horizon, noise=noise
-    )
+    task = SequentialTest(wait_cost=wait_cost, wrong_cost=wrong_cost, horizon=horizon, noise=noise)
     reach = int(horizon + 5 * max(noise) * np.sqrt(horizon))
     kernels = [_kernel(sigma) for sigma in noise]
     size = 2 * reach * _POINTS_PER_UNIT + 1
@@ -123,6 +121,7 @@ def _improve(
         gain_right = right - task.wrong_cost * wrong
         gain_wait = (here * waiting).sum(0)
         gain_wait = gain_wait + gain_wait[::-1]
+        # In the order of the actions: wait, left, right.
         gains = np.stack([gain_wait, gain_right[::-1], gain_right])
         actions[n] = gains.argmax(0)
         value = np.where(actions[n] == RIGHT, 1.0, -task.wrong_cost)

@@ -67,25 +67,24 @@ class ObservationLayout:
 
     def __init__(self, pomdp: BatchedPOMDP, previous_action: bool) -> None:
         box, self._action_space = pomdp.observation_space, pomdp.action_space
-        space = self._action_space
-        if not (isinstance(space, spaces.Box) or isinstance(space, spaces.Discrete)) or (
-            isinstance(space, spaces.Discrete) and space.start != 0
-        ):
+        starts_at_zero = getattr(self._action_space, "start", 0) == 0
+        if not (isinstance(self._action_space, spaces.Discrete | spaces.Box) and starts_at_zero):
             raise ValueError(
-                f"The action space of {type(pomdp).__name__} is {space}; batched tasks have "
-                "Box actions or Discrete ones that start at 0."
+                f"The action space of {type(pomdp).__name__} is {self._action_space}; batched "
+                "tasks have Box actions or Discrete ones that start at 0."
             )
         self._previous_action = previous_action
         self._width = int(box.shape[0])
         self._choices = 0
         if isinstance(self._action_space, spaces.Discrete):
             self._choices = int(self._action_space.n)
-        self.space = box
+        self.space: gymnasium.Space[Any] = box
         if previous_action:
             action = action_vector_space(self._action_space)
             low = np.concatenate([box.low, action.low, np.zeros(1, np.float32)])
             high = np.concatenate([box.high, action.high, np.ones(1, np.float32)])
             self.space = spaces.Box(low, high, dtype=np.float32)
+        self._size = int(self.space.shape[0]) if self.space.shape else 0
         # Row i: the one-hot of action i and a start flag of 0.
         self._one_hot = np.eye(self._choices, self._choices + 1, dtype=np.float32)
 
@@ -93,7 +92,7 @@ class ObservationLayout:
         """Return the vectors of the first observations of N episodes: no action, start = 1."""
         if not self._previous_action:
             return np.array(o, dtype=np.float32)
-        out = np.zeros((o.shape[0], *self.space.shape), dtype=np.float32)
+        out = np.zeros((o.shape[0], self._size), dtype=np.float32)
         out[:, : self._width] = o
         out[:, -1] = 1
         return out
@@ -102,7 +101,7 @@ class ObservationLayout:
         """Return the vectors of the observations that followed `actions`: start = 0."""
         if not self._previous_action:
             return np.array(o, dtype=np.float32)
-        out = np.empty((o.shape[0], *self.space.shape), dtype=np.float32)
+        out = np.empty((o.shape[0], self._size), dtype=np.float32)
         out[:, : self._width] = o
         if self._choices:
             out[:, self._width :] = self._one_hot[actions]
@@ -117,21 +116,21 @@ class ObservationLayout:
         Raises:
             ValueError: If they are not `n` elements of the action space.
         """
-        actions = np.asarray(actions)
+        checked: npt.NDArray[Any] = np.asarray(actions)
         space = self._action_space
         shape = (n, *(space.shape or ()))
-        if actions.shape != shape:
-            raise ValueError(f"actions has shape {actions.shape}; expected {shape}, one per row.")
+        if checked.shape != shape:
+            raise ValueError(f"actions has shape {checked.shape}; expected {shape}, one per row.")
         if self._choices:
-            if actions.dtype.kind not in "iu":
-                raise ValueError(f"actions has dtype {actions.dtype}; expected integers.")
-            inside = bool(actions.min() >= 0 and actions.max() < self._choices)
+            if checked.dtype.kind not in "iu":
+                raise ValueError(f"actions has dtype {checked.dtype}; expected integers.")
+            inside = bool(checked.min() >= 0 and checked.max() < self._choices)
         else:
             assert isinstance(space, spaces.Box)
-            inside = bool(np.all(actions >= space.low) and np.all(actions <= space.high))
+            inside = bool(np.all(checked >= space.low) and np.all(checked <= space.high))
         if not inside:
-            raise ValueError(f"actions contains {_outside(space, actions)}; expected {space}.")
-        return actions
+            raise ValueError(f"actions contains {_outside(space, checked)}; expected {space}.")
+        return checked
 
 
 def _outside(space: gymnasium.Space[Any], actions: npt.NDArray[Any]) -> str:

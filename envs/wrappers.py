@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any, SupportsFloat
 
 import gymnasium
@@ -10,8 +9,6 @@ import numpy as np
 from gymnasium import spaces
 
 from doxastic.envs.observations import action_vector, action_vector_space
-
-logger = logging.getLogger(__name__)
 
 
 class PreviousAction(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -106,11 +103,14 @@ def _copied(data: Any) -> Any:
     return data.copy() if isinstance(data, np.ndarray) else data
 
 
-class DropText(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """Leaves the Text entries, such as MiniGrid's mission, out of a Dict observation.
+class NumericEntries(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """Leaves out the entries of a Dict observation that are no numbers, as MiniGrid's mission.
+
+    Attributes:
+        dropped: Names of the entries left out.
 
     Raises:
-        ValueError: If nothing but text is observed.
+        ValueError: If the observation is no Dict, or nothing would be left of it.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
@@ -118,13 +118,18 @@ class DropText(gymnasium.ObservationWrapper[Any, Any, Any]):
         space = env.observation_space
         if not isinstance(space, spaces.Dict):
             raise ValueError(f"The observation space is {space}; expected a Dict.")
-        kept = {name: s for name, s in space.items() if not isinstance(s, spaces.Text)}
+        kept = {name: entry for name, entry in space.items() if is_numeric(entry)}
         if not kept:
-            raise ValueError(f"The observation space {space} holds nothing but text.")
-        dropped = [name for name in space if name not in kept]
-        logger.info("Text observations of %s are left out: %s.", env, ", ".join(dropped))
+            raise ValueError(f"Nothing in the observation space {space} is a number.")
+        self.dropped = tuple(name for name in space if name not in kept)
         self.observation_space = spaces.Dict(kept)
 
     def observation(self, observation: Any) -> Any:
-        """Return the observation without its text."""
-        return {name: observation[name] for name in self.observation_space}
+        """Return the observation without the dropped entries."""
+        return {name: value for name, value in observation.items() if name not in self.dropped}
+
+
+def is_numeric(space: gymnasium.Space[Any]) -> bool:
+    """Return whether elements of the space are numbers that an encoder can read."""
+    numeric = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)
+    return isinstance(space, numeric)

@@ -143,7 +143,7 @@ def _factors(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return `[r; a]` and `[k; b]` relative to the start of their segment, and its whole decay.
 
-    With g the running sum of w, e^g meets what reads the state and e^-g what is written to it;
+    With g the sum of w since the last reset, e^g meets what reads the state and e^-g what is written to it;
     a reads before its own step decays. A product with zeros and ones forms g, so that w before a
     reset has no part in it, and its gradient no rounding error from after the reset.
     """
@@ -152,7 +152,9 @@ def _factors(
     repeats = r.shape[3] // k.shape[3]
     decay_r = decay if repeats == 1 else decay.repeat_interleave(repeats, 3)
     reads = torch.cat((r * decay_r, a * (total - w).exp()), 3)
-    writes = torch.cat((k, b), 3) * torch.cat((decay, decay), 3).reciprocal()
+    # Not the reciprocal of the decay: its derivative squares a number that may be huge.
+    rise = (-total).exp()
+    writes = torch.cat((k, b), 3) * torch.cat((rise, rise), 3)
     return reads, writes, decay[..., -1:, :]
 
 

@@ -296,11 +296,13 @@ def _moments(first, last, T, M, value, kappa, omega, state, reset, mean, spread_
                 if reset[row * T + t]:
                     n, mu, var = splat(ZERO), splat(ZERO), splat(ZERO)
                 weight = exp(load(kappa, o))
-                n = fma(n, exp(load(omega, o)), weight)
-                share = div(weight, n)
+                kept = mul(n, exp(load(omega, o)))
+                n = add(kept, weight)
+                # Not 1 - share, which has no digits left where one step outweighs the past.
+                share, rest = div(weight, n), div(kept, n)
                 delta = sub(load(value, o), mu)
                 mu = fma(share, delta, mu)
-                var = mul(sub(splat(ONE), share), fma(share, mul(delta, delta), var))
+                var = mul(rest, fma(share, mul(delta, delta), var))
                 store(mean, o, mu)
                 store(spread_, o, var)
                 store(evidence, o, n)
@@ -315,7 +317,6 @@ def _moments_backward(
     dmean, dspread, devidence, dfinal, value, kappa, omega, state, reset, mean, spread_, evidence,
     dvalue, dkappa, domega, dstate,
 ):  # fmt: skip
-    one = splat(ONE)
     for row in range(first, last):
         for m in range(0, M, LANES):
             c = row * 3 * M + m
@@ -333,7 +334,7 @@ def _moments_backward(
                 dn = add(dn, load(devidence, o))
                 decay, weight = exp(load(omega, o)), exp(load(kappa, o))
                 share = div(weight, load(evidence, o))
-                rest = sub(one, share)
+                rest = div(mul(n, decay), load(evidence, o))
                 delta = sub(load(value, o), mu)
                 square = mul(delta, delta)
                 # spread_t = rest (var + share delta^2);  mean_t = mu + share delta

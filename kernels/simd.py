@@ -225,6 +225,75 @@ def exp(typing: Any, x: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def log(typing: Any, x: Any) -> Any:
+    """Return ln x to 2 ulp, for normal x > 0."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        # x = 2^n m with m in [sqrt(1/2), sqrt(2)): take n from the exponent of x / sqrt(1/2).
+        bits = builder.sub(builder.bitcast(args[0], _INTEGERS), _integer(0x3F3504F3))
+        n = builder.ashr(bits, _integer(23))
+        mantissa = builder.and_(bits, _integer(0x007FFFFF))
+        m = builder.bitcast(builder.add(mantissa, _integer(0x3F3504F3)), _VECTOR)
+        f = builder.fsub(m, _constant(1.0))
+        value = _constant(7.0376836292e-2)
+        for coefficient in (
+            -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
+            -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
+        ):  # fmt: skip
+            product = builder.fmul(value, f, flags=_FLAGS)
+            value = builder.fadd(product, _constant(coefficient), flags=_FLAGS)
+        square = builder.fmul(f, f)
+        value = builder.fmul(builder.fmul(value, f), square)
+        value = builder.fsub(value, builder.fmul(square, _constant(0.5)))
+        exponent = builder.sitofp(n, _VECTOR)
+        return builder.fadd(
+            builder.fadd(f, value), builder.fmul(exponent, _constant(0.6931471805599453))
+        )
+
+    return vector(vector), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def sqrt(typing: Any, x: Any) -> Any:
+    """Return the square root."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(_VECTOR, [_VECTOR])
+        name = f"llvm.sqrt.v{LANES}f32"
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+    return vector(vector), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def clamp(typing: Any, x: Any, limit: Any) -> Any:
+    """Return x, at least `-limit` and at most `limit`; NaN stays NaN."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x, high = args
+        low = builder.fsub(_constant(0.0), high)
+        x = builder.select(builder.fcmp_ordered("<", x, low), low, x)
+        return builder.select(builder.fcmp_ordered(">", x, high), high, x)
+
+    return vector(vector, vector), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def inside(typing: Any, x: Any, limit: Any) -> Any:
+    """Return 1 in the lanes where |x| <= limit, else 0."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x, high = args
+        low = builder.fsub(_constant(0.0), high)
+        within = builder.and_(
+            builder.fcmp_ordered(">=", x, low), builder.fcmp_ordered("<=", x, high)
+        )
+        return builder.select(within, _constant(1.0), _constant(0.0))
+
+    return vector(vector, vector), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def sigmoid(typing: Any, x: Any) -> Any:
     """Return 1 / (1 + e^-x)."""
 

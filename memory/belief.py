@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from doxastic.memory.base import Memory
+from doxastic.memory.base import Memory, check_inputs
 from doxastic.memory.core import RWKV7Memory
 from doxastic.memory.readouts import (
     Belief,
@@ -59,8 +59,11 @@ class BeliefMemory(Memory):
 
     def forward(self, x: Tensor, state: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features `[B, T, F]` and the state after the last step `[B, S]`."""
-        h, belief, state = self._remember(x, state, reset)
-        return (h if belief is None else torch.cat([h, belief.features()], dim=-1)), state
+        h, core, moments = self._remember(x, state, reset)
+        if self.readout is None:
+            return h, core
+        features, moments = self.readout.features(h, moments, reset)
+        return torch.cat([h, features], dim=-1), _joined(core, moments)
 
     def belief(self, x: Tensor, state: Tensor, reset: Tensor) -> tuple[Belief, Tensor]:
         """Return the belief after each step, each part `[B, T, M]`, and the last state.
@@ -68,26 +71,29 @@ class BeliefMemory(Memory):
         Raises:
             ValueError: If the readout is `none`.
         """
-        _, belief, state = self._remember(x, state, reset)
-        if belief is None:
+        if self.readout is None:
             raise ValueError(
                 "this memory has readout 'none' and keeps no belief; build it with "
                 "readout='moments', 'precision' or 'learned'."
             )
-        return belief, state
+        h, core, moments = self._remember(x, state, reset)
+        belief, moments = self.readout(h, moments, reset)
+        return belief, _joined(core, moments)
 
     def _remember(
         self, x: Tensor, state: Tensor, reset: Tensor
-    ) -> tuple[Tensor, Belief | None, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return h, the core's new state, and the readout's state before the first step."""
+        check_inputs(self, x, state, reset)
         core_size = self.core.state_size
-        h, new = self.core(x, state[:, :core_size], reset)
-        if self.readout is None:
-            return h, None, new
-        moments = state[:, core_size:].unflatten(1, (3, -1)) if self.readout.channels else None
-        belief, moments = self.readout(h, moments, reset)
-        if moments is not None:
-            new = torch.cat([new, moments.flatten(1)], dim=1)
-        return h, belief, new
+        h, core = self.core(x, state[:, :core_size], reset)
+        if self.readout is None or not self.readout.channels:
+            return h, core, None
+        return h, core, state[:, core_size:].unflatten(1, (3, self.readout.channels))
+
+
+def _joined(core: Tensor, moments: Tensor | None) -> Tensor:
+    return core if moments is None else torch.cat([core, moments.flatten(1)], dim=1)
 
 
 def _build_readout(name: str, width: int, size: int, heads: int) -> Readout | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
@@ -10,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from doxastic.kernels.belief_moments import (
+    DECAY_SCALE,
+    SPREAD_FLOOR,
+    belief_features,
+    belief_moments,
+    belief_moments_features,
+)
 from doxastic.kernels.moments import weighted_moments
-
-# A spread is never taken to be smaller: the log variance stays finite after one observation.
-SPREAD_FLOOR = 1e-3
-# Largest decay per step, e^(-0.6065) = 0.545, as in RWKV-7.
-DECAY_SCALE = math.exp(-0.5)
-LOG_WEIGHT_LIMIT = 8.0
 
 
 class Belief(NamedTuple):
@@ -32,13 +32,8 @@ class Belief(NamedTuple):
     """How much was seen: a decayed sum of weights, or the inverse variance."""
 
     def features(self) -> Tensor:
-        """Return mean, log variance, log(1 + evidence) and mean / sqrt(mean^2 + variance).
-
-        `[B, T, 4 M]`; the last is a mean in deviations, bounded by -1 and 1.
-        """
-        ratio = self.mean * torch.rsqrt(self.mean.square() + self.variance)
-        logs = (self.variance.log(), self.evidence.log1p())
-        return torch.cat([self.mean, *logs, ratio], dim=-1)
+        """Return what the heads read of it, `[B, T, 4 M]`, see `belief_features`."""
+        return belief_features(self.mean, self.variance, self.evidence)
 
 
 class Readout(nn.Module, ABC):
@@ -63,6 +58,14 @@ class Readout(nn.Module, ABC):
             state: `[B, 3, N]`, or None for a readout without state.
             reset: `[B, T]` bool.
         """
+
+    def features(
+        self, h: Tensor, state: Tensor | None, reset: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the features of the belief, `[B, T, 4 M]`, and the state after the last step."""
+        belief, state = self(h, state, reset)
+        features: Tensor = belief.features()
+        return features, state
 
 
 class MomentsReadout(Readout):
@@ -93,13 +96,16 @@ class MomentsReadout(Readout):
         self, h: Tensor, state: Tensor | None, reset: Tensor
     ) -> tuple[Belief, Tensor | None]:
         """Return the belief and the moments after the last step."""
-        value, log_weight, decay = self.projection(h).chunk(3, dim=-1)
-        log_weight = log_weight.clamp(-LOG_WEIGHT_LIMIT, LOG_WEIGHT_LIMIT)
-        mean, spread, evidence, state = weighted_moments(
-            value, log_weight, -DECAY_SCALE * decay.sigmoid(), state=state, reset=reset
-        )
-        variance = (spread + SPREAD_FLOOR) / (F.softplus(self.prior) + evidence)
+        raw, prior = self.projection(h), F.softplus(self.prior)
+        mean, variance, evidence, state = belief_moments(raw, prior, state=state, reset=reset)
         return Belief(mean, variance, evidence), state
+
+    def features(
+        self, h: Tensor, state: Tensor | None, reset: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the features of the belief and the moments after the last step."""
+        raw, prior = self.projection(h), F.softplus(self.prior)
+        return belief_moments_features(raw, prior, state=state, reset=reset)
 
 
 class PrecisionReadout(Readout):

@@ -65,7 +65,7 @@ def test_final_observations_are_not_overwritten_by_the_autoreset():
 
 
 def test_minigrids_mission_text_is_dropped_with_a_note(caplog):
-    with caplog.at_level("INFO", logger="doxastic.envs.wrappers"):
+    with caplog.at_level("INFO", logger="doxastic.envs.make"):
         env = make_vector_env(EnvConfig(id="MiniGrid-MemoryS7-v0", num_envs=1))
     assert "mission" in caplog.text
     assert set(env.single_observation_space.spaces) == {
@@ -91,7 +91,10 @@ def test_the_state_of_own_environments_is_saved():
         ({"id": "CartPoel-v1"}, "nearest ids are .*CartPole-v1"),
         ({"id": "popgym-RepeatPreviousEsy-v0"}, "popgym-RepeatPreviousEasy-v0"),
         ({"id": "no_such_package:Env-v0"}, "no_such_package"),
-        ({"id": "doxastic/CartPole-v0", "kwargs": {"mass": 2}}, "doxastic/CartPole-v0 rejects.*mass"),
+        (
+            {"id": "doxastic/CartPole-v0", "kwargs": {"mass": 2}},
+            "doxastic/CartPole-v0 rejects.*mass",
+        ),
         ({"id": "CartPole-v1", "kwargs": {"mass": 2}}, "CartPole-v1 rejects.*mass"),
         ({"id": "popgym-RepeatPreviousEasy-v0", "noise": (0.1,)}, "needs a Box observation"),
     ],

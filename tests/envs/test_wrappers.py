@@ -4,7 +4,7 @@ import pytest
 from gymnasium import spaces
 
 from doxastic.envs import PreviousAction
-from doxastic.envs.wrappers import CopyData, DropText
+from doxastic.envs.wrappers import CopyData, NumericEntries
 
 
 class Fixed(gymnasium.Env):
@@ -76,12 +76,12 @@ def test_copies_share_nothing_with_the_environment():
     assert info["list"][0] is not later_info["list"][0]
 
 
-def test_text_is_dropped():
-    env = DropText(Fixed(spaces.Dict(a=VECTOR, mission=spaces.Text(9)), spaces.Discrete(2)))
+def test_entries_that_are_no_numbers_are_dropped():
+    env = NumericEntries(Fixed(spaces.Dict(a=VECTOR, mission=spaces.Text(9)), spaces.Discrete(2)))
     observation, _ = env.reset()
     assert set(observation) == set(env.observation_space.spaces) == {"a"}
 
 
 def test_an_observation_of_text_alone_is_refused():
-    with pytest.raises(ValueError, match="nothing but text"):
-        DropText(Fixed(spaces.Dict(mission=spaces.Text(9)), spaces.Discrete(2)))
+    with pytest.raises(ValueError, match="Nothing in the observation space"):
+        NumericEntries(Fixed(spaces.Dict(mission=spaces.Text(9)), spaces.Discrete(2)))
