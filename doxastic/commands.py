@@ -211,9 +211,8 @@ def _flatten(frame: str, program: str) -> str:
         is_located = not section[1] or message.startswith(f"{section[1]}.")
         message = message if is_located else f"{section[1]}: {message}"
     suggestion = re.search(r"Perhaps you meant:\s*(--\S+)", "\n".join(lines))
-    return (
-        f"{message}; {f'did you mean {suggestion[1]}?' if suggestion else f'see {program} --help'}"
-    )
+    remedy = f"did you mean {suggestion[1]}?" if suggestion else f"see {program} --help"
+    return f"{message}; {remedy}"
 
 
 def _registry() -> ConstructorRegistry:

@@ -170,10 +170,8 @@ def _draw_reference(axes: Axes, reference: Reference) -> None:
     text: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8.5, "color": _FAINT}
     if isinstance(reference.value, int | float):
         axes.axhline(reference.value, **style)
-        position: dict[str, Any] = {
-            "xy": (1.0, reference.value),
-            "xycoords": ("axes fraction", "data"),
-        }
+        coordinates = ("axes fraction", "data")
+        position: dict[str, Any] = {"xy": (1.0, reference.value), "xycoords": coordinates}
         place: dict[str, Any] = {"xytext": (0, 3), "ha": "right", "va": "bottom"}
     else:
         axes.plot(reference.noise, reference.value, **style)

@@ -74,7 +74,7 @@ class ObservationLayout:
                 "tasks have Box actions or Discrete ones that start at 0."
             )
         self._previous_action = previous_action
-        self._width = int(box.shape[0])
+        self._width = self._size = int(box.shape[0])
         self._choices = 0
         if isinstance(self._action_space, spaces.Discrete):
             self._choices = int(self._action_space.n)
@@ -84,7 +84,7 @@ class ObservationLayout:
             low = np.concatenate([box.low, action.low, np.zeros(1, np.float32)])
             high = np.concatenate([box.high, action.high, np.ones(1, np.float32)])
             self.space = spaces.Box(low, high, dtype=np.float32)
-        self._size = int(self.space.shape[0]) if self.space.shape else 0
+            self._size = low.size
         # Row i: the one-hot of action i and a start flag of 0.
         self._one_hot = np.eye(self._choices, self._choices + 1, dtype=np.float32)
 

@@ -39,8 +39,10 @@ class SequentialTest(BatchedPOMDP):
     on sigma, which is never shown: an agent that tracks only the mean of what it saw stops too
     late under little noise and too early under much. The optimum, from dynamic programming
     on (n, sum o, sum o^2), is .897 on "easy" and .853 on "hard"
-    (`doxastic.envs.filters.solve_sequential_test`); ignoring the noise costs little on "easy",
-    much on "hard". A sequential probability ratio test (Wald, 1945) with unknown variance.
+    (`doxastic.envs.filters.solve_sequential_test`). The best policy found on (n, sum o) alone gets
+    .882 and .793 (`doxastic.envs.noise_blind.solve_noise_blind`): .014 and .061 are what knowing
+    one's confidence is worth. A sequential probability ratio test (Wald, 1945) with unknown
+    variance.
 
     ## Action Space
     `Discrete(3)`: 0 waits, 1 answers "left" (s = -1), 2 answers "right" (s = +1).

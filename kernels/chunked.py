@@ -65,8 +65,8 @@ def wkv7(
     batch, steps, heads, value_size = v.shape
     size = min(CHUNK, steps)
     queries = r.shape[3] if r.ndim == 5 else 1
-    wc, kc, vc, ac, bc = (split_time(x.to(dtype), size) for x in (w, k, v, a, b))
-    rc = split_time(r.to(dtype), size).reshape(*kc.shape[:3], size * queries, -1)
+    wc, kc, vc, ac, bc = (_chunks(x.to(dtype), size) for x in (w, k, v, a, b))
+    rc = _chunks(r.to(dtype), size).reshape(*kc.shape[:3], size * queries, -1)
     masks = _masks(reset, steps, size, queries, kc)
     if state is None:
         state = kc.new_zeros(batch, heads, value_size, k.shape[-1])
@@ -76,7 +76,7 @@ def wkv7(
     return (y if r.ndim == 5 else y.squeeze(3)).to(v.dtype), state
 
 
-def split_time(x: Tensor, size: int) -> Tensor:
+def _chunks(x: Tensor, size: int) -> Tensor:
     """Return `[B, T, H, ...]` as chunks `[N, B, H, C, ...]`, padded with zeros at the end.
 
     A step of zeros changes no state: it decays by exp(0) and writes nothing.
@@ -84,7 +84,8 @@ def split_time(x: Tensor, size: int) -> Tensor:
     missing = -x.shape[1] % size
     if missing:
         x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, missing))
-    return x.unflatten(1, (-1, size)).movedim((1, 3), (0, 2))
+    chunks: Tensor = x.unflatten(1, (-1, size))
+    return chunks.movedim((1, 3), (0, 2))
 
 
 def _masks(reset: Tensor | None, steps: int, size: int, queries: int, like: Tensor) -> _Masks:
@@ -126,7 +127,8 @@ def _wkv7_chunks(
     scores_r, scores_a = scores.split((rows, size), 1)
     scores_ak, scores_ab = scores_a.split(size, 2)
     # U = A_ab U + [a | A_ak V]: what is removed, as a response to the entry state and by itself.
-    solved = _UnitInverse.apply(scores_ab) @ torch.cat((reads_a, scores_ak @ v), 2)
+    inverse = _UnitInverse.apply(scores_ab)
+    solved = inverse @ torch.cat((reads_a, scores_ak @ v), 2)
     response, removed = solved.split((keys, values), 2)
     transition, written = (solved.mT @ writes_b).split((keys, values), 1)
     transition = (transition + kept.diag_embed()).unflatten(0, (chunks, -1))
@@ -143,9 +145,9 @@ def _factors(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return `[r; a]` and `[k; b]` relative to the start of their segment, and its whole decay.
 
-    With g the sum of w since the last reset, e^g meets what reads the state and e^-g what is written to it;
-    a reads before its own step decays. A product with zeros and ones forms g, so that w before a
-    reset has no part in it, and its gradient no rounding error from after the reset.
+    With g the sum of w since the last reset, e^g meets what reads the state and e^-g what is
+    written to it; a reads before its own step decays. A product with zeros and ones forms g, so
+    that w before a reset has no part in it, and its gradient no rounding error from after it.
     """
     total = sums @ w
     decay = total.exp()
@@ -189,8 +191,8 @@ class _UnitInverse(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (inverse,) = ctx.saved_tensors
-        return inverse.mT @ gradient @ inverse.mT
+        transposed: Tensor = ctx.saved_tensors[0].mT
+        return transposed @ gradient @ transposed
 
 
 class _Scan(torch.autograd.Function):

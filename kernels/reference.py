@@ -19,8 +19,8 @@ Moments = tuple[Tensor, Tensor, Tensor]
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     """Return the dtype to compute in: the promoted dtype of the tensors, at least float32."""
     dtype = torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
+    for other in {tensor.dtype for tensor in tensors}:
+        dtype = torch.promote_types(dtype, other)
     return dtype
 
 

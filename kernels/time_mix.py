@@ -51,7 +51,7 @@ def time_mix(
     """
     parameters = (k_k, k_a, r_k, norm_weight, norm_bias)
     if _is_fusible(r, r_k):
-        from doxastic.kernels.cpu_time_mix import FusedTimeMix
+        from doxastic.kernels.cpu.time_mix import FusedTimeMix
 
         return FusedTimeMix.apply(r, decay, k, v, rate, gate, *parameters, norm_eps, state, reset)
     return _composed(r, decay, k, v, rate, gate, *parameters, norm_eps, state, reset)
@@ -61,7 +61,7 @@ def _is_fusible(r: Tensor, r_k: Tensor) -> bool:
     if r.device.type != "cpu" or r.dtype != torch.float32 or torch.compiler.is_compiling():
         return False
     try:
-        from doxastic.kernels.simd import LANES
+        from doxastic.kernels.cpu.simd import LANES
     except ImportError:
         return False
     return r_k.shape[1] % LANES == 0

@@ -21,7 +21,7 @@ def shift_mix(x: Tensor, previous: Tensor, reset: Tensor, mix: Tensor) -> tuple[
         RWKV-LM, RWKV-v7/rwkv_v7_numpy.py.
     """
     if _is_fusible(x):
-        from doxastic.kernels.cpu_token_shift import FusedShiftMix
+        from doxastic.kernels.cpu.token_shift import FusedShiftMix
 
         mixed: tuple[Tensor, ...] = FusedShiftMix.apply(x, previous, reset, mix)
         return mixed
@@ -32,7 +32,7 @@ def _is_fusible(x: Tensor) -> bool:
     if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():
         return False
     try:
-        from doxastic.kernels.simd import LANES
+        from doxastic.kernels.cpu.simd import LANES
     except ImportError:
         return False
     return x.shape[-1] % LANES == 0

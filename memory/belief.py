@@ -105,6 +105,4 @@ def _build_readout(name: str, width: int, size: int, heads: int) -> Readout | No
         return PrecisionReadout(width, heads)
     if name == "learned":
         return LearnedReadout(width, size)
-    raise ValueError(
-        f"readout is {name!r}; expected 'moments', 'precision', 'learned' or 'none'."
-    )
+    raise ValueError(f"readout is {name!r}; expected 'moments', 'precision', 'learned' or 'none'.")

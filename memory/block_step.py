@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from doxastic.kernels.threads import run
 from doxastic.memory.block import Block
 from doxastic.memory.state import StateLayout
 
@@ -27,8 +26,8 @@ _REST = (
 class BlockStep:
     """Takes one step of a block, `[B, C]` to `[B, C]`, in one compiled call.
 
-    The kernel reads the parameters in place, as arrays that share their memory; they are looked
-    up at every call, so that neither an optimiser step nor a replaced parameter goes unseen.
+    The kernel reads the parameters where they are; they are looked up at every call, so that
+    neither an optimiser step nor a replaced parameter goes unseen.
 
     Args:
         block: The block.
@@ -45,15 +44,14 @@ class BlockStep:
         names = (*_BEFORE, *_RATIOS, *_FIRST, *value, *_REST)
         self._slots = [_slot(block, name) for name in names]
         self._slots += [(closing._parameters, "weight"), (closing._parameters, "bias")]
-        self._addresses: list[int] = []
-        self._arrays: list[np.ndarray] = []
         width, hidden = block.ln1.normalized_shape[0], block.ffn.key.out_features
         self._sizes = (width, block.att.head_size, hidden, block.att.w1.shape[1], layout.size)
         self._places = tuple(
             layout.offset(f"{layer}.{name}") for name in ("time_shift", "wkv", "channel_shift")
         )
         self._flags = (layer > 0, is_last)
-        self._kernel: Callable[..., None] | None = None
+        self._run: Callable[..., None] | None = None
+        self._seen: list[int] = []
         self._eps = np.float32(block.att.ln_x.eps)
 
     def fits(self, lanes: int) -> bool:
@@ -61,36 +59,38 @@ class BlockStep:
         return all(size % lanes == 0 for size in self._sizes[:3])
 
     def __call__(
-        self, x: np.ndarray, state: np.ndarray, reset: np.ndarray, v_first: np.ndarray,
-        out: np.ndarray, new: np.ndarray,
-    ) -> None:  # fmt: skip
+        self, x: Tensor, state: Tensor, reset: Tensor, v_first: Tensor, out: Tensor, new: Tensor
+    ) -> None:
         """Write the block's output and its parts of the new state.
 
         Args:
-            x: `[B * C]`.
-            state: `[B * S]`.
+            x: `[B, C]`, contiguous like all of them.
+            state: `[B, S]`.
             reset: `[B]` bool.
-            v_first: `[B * C]`, written by the first layer and read by later ones.
-            out: `[B * C]`, written.
-            new: `[B * S]`, written.
+            v_first: `[B, C]`, written by the first layer and read by later ones.
+            out: `[B, C]`, written.
+            new: `[B, S]`, written.
         """
-        if self._kernel is None:
-            from doxastic.kernels.cpu_block_step import block_step
+        if self._run is None:
+            from doxastic.kernels.cpu.block_step import run_block_step
 
-            self._kernel = block_step
-        work = reset.size * 8 * self._sizes[0] ** 2
-        run(
-            self._kernel, reset.size, work, *self._sizes, *self._places, *self._flags, self._eps,
-            x, state, reset, v_first, out, new, *self._parameters(),
+            self._run = run_block_step
+        self._run(
+            reset.numel(), (*self._sizes, *self._places, *self._flags, self._eps),
+            (x, state, reset, v_first, out, new), self._addresses(),
         )  # fmt: skip
 
-    def _parameters(self) -> list[np.ndarray]:
+    def _addresses(self) -> list[int]:
         tensors = [parameters[name] for parameters, name in self._slots]
         addresses = [tensor.data_ptr() for tensor in tensors]
-        if addresses != self._addresses:
-            self._addresses = addresses
-            self._arrays = [t.detach().contiguous().numpy().reshape(-1) for t in tensors]
-        return self._arrays
+        if addresses != self._seen:
+            if not all(tensor.is_contiguous() for tensor in tensors):
+                raise ValueError(
+                    "a parameter of the block is not contiguous; expected the layout it was "
+                    "built with. Assign a contiguous copy."
+                )
+            self._seen = addresses
+        return addresses
 
 
 def _slot(block: Block, path: str) -> tuple[dict[str, Any], str]:
@@ -120,7 +120,7 @@ def build_steps(
     It needs numba, and widths of whole vectors.
     """
     try:
-        from doxastic.kernels.simd import LANES
+        from doxastic.kernels.cpu.simd import LANES
     except ImportError:
         return None
     last = len(blocks) - 1

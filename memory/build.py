@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from doxastic.memory.base import Memory
 from doxastic.memory.baselines import GRUMemory, LSTMMemory, NoMemory, WindowMemory
-from doxastic.memory.belief import BeliefMemory
+from doxastic.memory.belief import BeliefMemory, ReadoutName
+
+MemoryKind = Literal["belief", "gru", "lstm", "window", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
     """Which memory, and how large."""
 
-    kind: Literal["belief", "gru", "lstm", "window", "none"] = "belief"
+    kind: MemoryKind = "belief"
     """The RWKV-7 core with a belief readout, or a baseline."""
 
-    readout: Literal["moments", "precision", "learned", "none"] = "moments"
+    readout: ReadoutName = "moments"
     """How the core's belief is read; `none` is the plain summary h_t. Only for `belief`."""
 
     width: int = 64
@@ -42,7 +44,13 @@ class MemoryConfig:
     """Steps that the window memory sees."""
 
     def __post_init__(self) -> None:
-        """Check the sizes."""
+        """Check the names and the sizes."""
+        for name, kind in (("kind", MemoryKind), ("readout", ReadoutName)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(
+                    f"memory.{name} is {getattr(self, name)!r}; expected one of "
+                    f"{', '.join(get_args(kind))}."
+                )
         for name in ("width", "layers", "head_size", "low_rank", "belief_size", "window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"memory.{name} is {getattr(self, name)}; expected at least 1.")

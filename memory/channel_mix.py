@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from doxastic.memory import initialization
 from doxastic.kernels.token_shift import shift_mix
+from doxastic.memory import initialization
 
 
 class ChannelMix(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -52,9 +51,7 @@ class RWKV7Memory(Memory):
             }
         )
         self.state_size = self.layout.size
-        self._steps: list[BlockStep] | None = build_steps(
-            self.blocks, self.layout, self.ln_out
-        )
+        self._steps: list[BlockStep] | None = build_steps(self.blocks, self.layout, self.ln_out)
 
     def forward(self, x: Tensor, state: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features `[B, T, C]` and the state after the last step `[B, S]`."""
@@ -75,12 +72,9 @@ class RWKV7Memory(Memory):
         self, steps: list[BlockStep], x: Tensor, state: Tensor, reset: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return what `forward` returns for a single step, one compiled call a block."""
-        new, outputs = torch.empty_like(state), torch.empty_like(x)
-        ins, outs, old, resets, fresh = (
-            z.contiguous().numpy().reshape(-1) for z in (x, outputs, state, reset, new)
-        )
-        first = np.empty_like(ins)
+        x, state, reset = x.contiguous(), state.contiguous(), reset.contiguous()
+        new, out, v_first = torch.empty_like(state), torch.empty_like(x), torch.empty_like(x)
         for step in steps:
-            step(ins, old, resets, first, outs, fresh)
-            ins = outs
-        return outputs, new
+            step(x, state, reset, v_first, out, new)
+            x = out
+        return out, new

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from doxastic.kernels.time_mix import time_mix
-from doxastic.memory import initialization
 from doxastic.kernels.token_shift import shift_mix
+from doxastic.memory import initialization
 
 
 class TimeMix(nn.Module):
@@ -51,9 +51,7 @@ class TimeMix(nn.Module):
         for name in "wav" if layer else "wa":
             down, up = torch.zeros(width, low_rank), torch.empty(low_rank, width)
             self.register_parameter(f"{name}1", nn.Parameter(down))
-            self.register_parameter(
-                f"{name}2", nn.Parameter(initialization.orthogonal_(up, 0.1))
-            )
+            self.register_parameter(f"{name}2", nn.Parameter(initialization.orthogonal_(up, 0.1)))
         if layer:
             self.v0 = nn.Parameter(0.73 - 0.4 * ramp)
         self.g1 = nn.Parameter(torch.zeros(width, low_rank))
@@ -86,14 +84,14 @@ class TimeMix(nn.Module):
         """
         mixes = torch.stack([self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g])
         x_r, x_w, x_k, x_v, x_a, x_g = shift_mix(x, shift, reset, mixes)
-        decay = self.w0 + torch.tanh(x_w @ self.w1) @ self.w2
-        rate = self.a0 + (x_a @ self.a1) @ self.a2
+        decay = _affine(torch.tanh(x_w @ self.w1), self.w2, self.w0)
+        rate = _affine(x_a @ self.a1, self.a2, self.a0)
         gate = torch.sigmoid(x_g @ self.g1) @ self.g2
         value = self.value(x_v)
         if v_first is None:
             v_first = value
         else:
-            mix = torch.sigmoid(self.v0 + (x_v @ self.v1) @ self.v2)
+            mix = torch.sigmoid(_affine(x_v @ self.v1, self.v2, self.v0))
             value = torch.lerp(value, v_first, mix)
         y, wkv = time_mix(
             self.receptance(x_r), decay, self.key(x_k), value, rate, gate,
@@ -102,3 +100,8 @@ class TimeMix(nn.Module):
             state=wkv, reset=reset,
         )  # fmt: skip
         return F.linear(y, self.output.weight), wkv, v_first
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return `bias + x weight` for x `[B, T, R]`, as one operation."""
+    return torch.addmm(bias, x.flatten(0, 1), weight).view(*x.shape[:2], -1)

@@ -231,7 +231,8 @@ def test_a_disk_that_fills_up_stops_the_run_and_keeps_it_loadable(
     original = getattr(owner, name)
 
     def refuse_when_full(*arguments: object) -> None:
-        if (folder / "checkpoints" / "step-64").exists():
+        index = folder / "checkpoints" / "index.json"
+        if index.exists() and "step-64" in index.read_text():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         original(*arguments)
 
@@ -276,7 +277,7 @@ def test_an_environment_that_fails_in_training_keeps_the_run_loadable(
     folder = tmp_path / "run"
     words = ["--env.id", "test/Fragile-v0", "--env.noise", "None", "--env.kwargs"]
     message = refused(*_train(folder, *words, f"fault={fault}"))
-    assert expected.replace("a obs", "an obs") in message or expected in message
+    assert expected in message
     assert f"saved after update 2; continue with: doxastic train --resume {folder}" in message
     assert doxastic.load(folder, "last")
     assert [record["update"] for record in RunFolder(folder).metrics()] == [1, 2]

@@ -24,7 +24,7 @@ ALLOWED = {
 }
 TORCH_ALONE = ("kernels", "memory", "language")
 # What is nothing without numba or Triton; the backend that needs it imports it on first use.
-COMPILED = ("kernels/cpu*.py", "kernels/simd.py", "kernels/triton/*.py")
+COMPILED = ("kernels/cpu/*.py", "kernels/triton/*.py")
 NOT_TORCH = (
     "array_api_compat",
     "gymnasium",

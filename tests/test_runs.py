@@ -86,6 +86,13 @@ def test_the_best_and_the_last_two_checkpoints_are_kept(run):
     assert run.load("step-4").step == 4
 
 
+def test_a_run_without_an_index_is_read_from_its_newest_checkpoint(run):
+    for step in (1, 2):
+        run.save(_checkpoint(step), best=True)
+    (run.path / "checkpoints" / "index.json").unlink()
+    assert run.load("best").step == run.load("last").step == 2
+
+
 def test_no_file_of_a_checkpoint_is_a_pickle(run):
     run.save(_checkpoint(1), best=True)
     names = {path.name for path in (run.path / "checkpoints" / "step-1").iterdir()}

@@ -7,13 +7,17 @@ weight from where the module keeps it, and writes the new state. Nothing is cach
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from doxastic.kernels.cpu import ONE, ZERO, compiled
-from doxastic.kernels.cpu_time_mix import _after, _before, _statistics
-from doxastic.kernels.simd import (
+import numpy as np
+from torch import Tensor
+
+from doxastic.kernels.cpu.common import ONE, ZERO, compiled
+from doxastic.kernels.cpu.simd import (
     LANES,
     add,
+    flags,
+    floats,
     fma,
     load,
     mul,
@@ -27,6 +31,8 @@ from doxastic.kernels.simd import (
     store_quarters,
     sub,
 )
+from doxastic.kernels.cpu.threads import run
+from doxastic.kernels.cpu.time_mix import _after, _before, _statistics
 
 # Rows that pass through the block together: few enough for the first-level cache.
 TILE = 16
@@ -105,10 +111,10 @@ def _head(e, o, K, r, w, key, v, a, b, new, u, y):
 @compiled
 def block_step(
     first, last, C, K, hidden, rank, S, at_time, at_wkv, at_channel, has_first, is_last, eps,
-    x, state, reset, v_first, out, new,
-    ln1_weight, ln1_bias, x_r, x_w, x_k, x_v, x_a, x_g, w0, w1, w2, a0, a1, a2, v0, v1, v2, g1, g2, k_k, k_a, r_k,
-    receptance, key_weight, value_weight, output, ln_weight, ln_bias,
-    ln2_weight, ln2_bias, channel_mix, ffn_key, ffn_value, out_weight, out_bias,
+    p_x, p_state, p_reset, p_v_first, p_out, p_new,
+    p_ln1_weight, p_ln1_bias, p_x_r, p_x_w, p_x_k, p_x_v, p_x_a, p_x_g, p_w0, p_w1, p_w2, p_a0, p_a1, p_a2, p_v0, p_v1, p_v2, p_g1, p_g2, p_k_k, p_k_a, p_r_k,
+    p_receptance, p_key_weight, p_value_weight, p_output, p_ln_weight, p_ln_bias,
+    p_ln2_weight, p_ln2_bias, p_channel_mix, p_ffn_key, p_ffn_value, p_out_weight, p_out_bias,
 ):  # fmt: skip
     """Take rows `first` to `last` of x `[B, C]` through the block.
 
@@ -116,14 +122,56 @@ def block_step(
     `at_channel`. `v_first` is written by the first layer and read by later ones; the last one
     also applies the core's closing layer norm.
     """
-    H, stride = C // K, -(-rank // LANES) * LANES
-    w1, a1, g1 = (
-        _transposed(w1, C, rank, stride),
-        _transposed(a1, C, rank, stride),
-        _transposed(g1, C, rank, stride),
+    x, state, v_first, out, new = (
+        floats(p_x),
+        floats(p_state),
+        floats(p_v_first),
+        floats(p_out),
+        floats(p_new),
     )
-    if has_first:
-        v1 = _transposed(v1, C, rank, stride)
+    ln1_weight, ln1_bias, x_r, x_w, x_k = (
+        floats(p_ln1_weight),
+        floats(p_ln1_bias),
+        floats(p_x_r),
+        floats(p_x_w),
+        floats(p_x_k),
+    )
+    x_v, x_a, x_g, w0, w1 = (
+        floats(p_x_v),
+        floats(p_x_a),
+        floats(p_x_g),
+        floats(p_w0),
+        floats(p_w1),
+    )
+    w2, a0, a1, a2, v0 = (floats(p_w2), floats(p_a0), floats(p_a1), floats(p_a2), floats(p_v0))
+    v1, v2, g1, g2, k_k = (floats(p_v1), floats(p_v2), floats(p_g1), floats(p_g2), floats(p_k_k))
+    k_a, r_k, receptance, key_weight, value_weight = (
+        floats(p_k_a),
+        floats(p_r_k),
+        floats(p_receptance),
+        floats(p_key_weight),
+        floats(p_value_weight),
+    )
+    output, ln_weight, ln_bias, ln2_weight, ln2_bias = (
+        floats(p_output),
+        floats(p_ln_weight),
+        floats(p_ln_bias),
+        floats(p_ln2_weight),
+        floats(p_ln2_bias),
+    )
+    channel_mix, ffn_key, ffn_value, out_weight, out_bias = (
+        floats(p_channel_mix),
+        floats(p_ffn_key),
+        floats(p_ffn_value),
+        floats(p_out_weight),
+        floats(p_out_bias),
+    )
+    reset = flags(p_reset)
+    H, stride = C // K, -(-rank // LANES) * LANES
+    down_w = _transposed(w1, C, rank, stride)
+    down_a = _transposed(a1, C, rank, stride)
+    down_g = _transposed(g1, C, rank, stride)
+    down_v = down_w if not has_first else _transposed(v1, C, rank, stride)
     nothing = np.zeros(C, np.float32)
     size = TILE * C
     h, mixed, z = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
@@ -157,7 +205,7 @@ def block_step(
             if g == 0:
                 _linear(mixed, n, C, receptance, r, C)
             elif g == 1:
-                _linear(mixed, n, C, w1, down, stride)
+                _linear(mixed, n, C, down_w, down, stride)
                 for i in range(0, n * stride, LANES):
                     # tanh(x) = 2 sigmoid(2 x) - 1
                     store(down, i, sub(mul(two, sigmoid(mul(two, load(down, i)))), one))
@@ -167,7 +215,7 @@ def block_step(
             elif g == 3:
                 _linear(mixed, n, C, value_weight, v, C)
                 if has_first:
-                    _linear(mixed, n, C, v1, down, stride)
+                    _linear(mixed, n, C, down_v, down, stride)
                     _low_rank(down, n, rank, stride, v0, v2, C, z)
                     for i in range(0, n * C, LANES):
                         v_i = load(v, i)
@@ -177,10 +225,10 @@ def block_step(
                     for i in range(0, n * C, LANES):
                         store(v_first, start * C + i, load(v, i))
             elif g == 4:
-                _linear(mixed, n, C, a1, down, stride)
+                _linear(mixed, n, C, down_a, down, stride)
                 _low_rank(down, n, rank, stride, a0, a2, C, rate)
             else:
-                _linear(mixed, n, C, g1, down, stride)
+                _linear(mixed, n, C, down_g, down, stride)
                 for i in range(0, n * stride, LANES):
                     store(down, i, sigmoid(load(down, i)))
                 _low_rank(down, n, rank, stride, nothing, g2, C, gate)
@@ -217,3 +265,10 @@ def block_step(
             for row in range(n):
                 o = (start + row) * C
                 _norm(out, o, C, out_weight, out_bias, out, o)
+
+
+def run_block_step(
+    rows: int, sizes: tuple[Any, ...], tensors: tuple[Tensor, ...], parameters: list[int]
+) -> None:
+    """Take all rows through the block; see `block_step` for the order of everything."""
+    run(block_step, rows, rows * 8 * sizes[0] ** 2, *sizes, *tensors, *parameters)

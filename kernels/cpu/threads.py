@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
+from torch import Tensor
 
 # Below this many multiply-adds a second thread costs more than it saves.
 _WORTH_A_THREAD = 400_000
 _pool: ThreadPoolExecutor | None = None
 
 
-def run(kernel: Callable[..., None], chains: int, work: int, *args: object) -> None:
+def run(kernel: Callable[..., None], chains: int, work: int, *args: Any) -> None:
     """Call `kernel(first, last, *args)` over `[0, chains)`, split among threads.
+
+    Tensors go to the kernel as the address of their first element: boxing one as an array costs
+    more than many a kernel takes.
 
     Args:
         kernel: A compiled function that releases the interpreter lock.
         chains: How many independent pieces there are.
         work: Rough number of multiply-adds in all; small work stays on this thread.
-        args: Passed through.
+        args: Numbers, passed through, and contiguous tensors.
     """
+    args = tuple(x.data_ptr() if isinstance(x, Tensor) else x for x in args)
     threads = min(torch.get_num_threads(), chains, 1 + work // _WORTH_A_THREAD)
     if threads <= 1:
         kernel(0, chains, *args)
@@ -29,7 +36,7 @@ def run(kernel: Callable[..., None], chains: int, work: int, *args: object) -> N
     borders = [chains * i // threads for i in range(threads + 1)]
     others = [
         _get_pool().submit(kernel, first, last, *args)
-        for first, last in zip(borders[1:], borders[2:], strict=False)
+        for first, last in itertools.pairwise(borders[1:])
     ]
     kernel(borders[0], borders[1], *args)
     for other in others:

@@ -1,48 +1,75 @@
-"""WKV-7 and decayed moments on the CPU, compiled by numba. Source of the equations: README.md.
+"""WKV-7 on the CPU, compiled by numba. Source of the equations: kernels/README.md.
 
-Raw functions on contiguous float32 tensors; `wkv7.py` and `moments.py` hold the public ones. Each
-(batch, head) pair is a chain of its own. The forward keeps a chain's state as [K, V] with vectors
-along V, so that both of its products with the state are sums down the columns; the backward keeps
-it as [V, K]. Widths are padded with zeros to whole vectors.
+Raw functions on contiguous float32 tensors; `kernels/wkv7.py` holds the public ones. Each (batch,
+head) pair is a chain of its own. The forward keeps a chain's state as [K, V] with vectors along
+V, so that both of its products with the state are sums down the columns; the backward keeps it
+as [V, K]. Widths are padded with zeros to whole vectors.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 from torch.nn import functional as F
 
-from doxastic.kernels.simd import LANES, add, div, exp, fma, load, mul, splat, spread, store, sub, total
-from doxastic.kernels.threads import run
+from doxastic.kernels.cpu.common import ONE, ZERO, compiled, padded, whole
+from doxastic.kernels.cpu.simd import (
+    LANES,
+    flags,
+    floats,
+    fma,
+    load,
+    mul,
+    products,
+    splat,
+    spread,
+    store,
+    total,
+)
+from doxastic.kernels.cpu.threads import run
 
 # The forward stores the state every CHUNK steps; the backward recomputes those in between.
 CHUNK = 16
-ZERO = np.float32(0.0)
-ONE = np.float32(1.0)
-TWO = np.float32(2.0)
-
-compiled = njit(cache=True, nogil=True, error_model="numpy")
-
-
-def flat(tensor: Tensor) -> np.ndarray:
-    """Return the values of a contiguous CPU tensor as a one-dimensional array, without a copy."""
-    return tensor.detach().numpy().reshape(-1)
-
-
-def padded(tensor: Tensor, width: int) -> Tensor:
-    """Return the tensor with its last axis zero-padded to `width`, contiguous."""
-    missing = width - tensor.shape[-1]
-    return F.pad(tensor, (0, missing)) if missing else tensor.contiguous()
-
-
-def _whole(width: int) -> int:
-    return -(-width // LANES) * LANES
 
 
 @compiled
-def _forward(first, last, H, T, K, V, r, decay, k, v, a, b, state, reset, y, u, stored, final):
+def _forward(
+    first,
+    last,
+    H,
+    T,
+    K,
+    V,
+    p_r,
+    p_decay,
+    p_k,
+    p_v,
+    p_a,
+    p_b,
+    p_state,
+    p_reset,
+    p_y,
+    p_u,
+    p_stored,
+    p_final,
+):
+    r, decay, k, v, a, b = (
+        floats(p_r),
+        floats(p_decay),
+        floats(p_k),
+        floats(p_v),
+        floats(p_a),
+        floats(p_b),
+    )
+    state, y, u, stored, final = (
+        floats(p_state),
+        floats(p_y),
+        floats(p_u),
+        floats(p_stored),
+        floats(p_final),
+    )
+    reset = flags(p_reset)
     chunks = -(-T // CHUNK)
     S = np.empty(K * V, np.float32)
     removed = np.empty(V, np.float32)
@@ -112,9 +139,33 @@ def _recompute(X, entry, count, row, h, start, H, T, K, V, decay, k, v, b, u, re
 @compiled
 def _backward(
     first, last, H, T, K, V,
-    dy, dfinal, r, decay, k, v, a, b, reset, u, stored,
-    dr, dw, dk, dv, da, db, dstate,
+    p_dy, p_dfinal, p_r, p_decay, p_k, p_v, p_a, p_b, p_reset, p_u, p_stored,
+    p_dr, p_dw, p_dk, p_dv, p_da, p_db, p_dstate,
 ):  # fmt: skip
+    dy, dfinal, r, decay, k, v = (
+        floats(p_dy),
+        floats(p_dfinal),
+        floats(p_r),
+        floats(p_decay),
+        floats(p_k),
+        floats(p_v),
+    )
+    a, b, u, stored, dr, dw = (
+        floats(p_a),
+        floats(p_b),
+        floats(p_u),
+        floats(p_stored),
+        floats(p_dr),
+        floats(p_dw),
+    )
+    dk, dv, da, db, dstate = (
+        floats(p_dk),
+        floats(p_dv),
+        floats(p_da),
+        floats(p_db),
+        floats(p_dstate),
+    )
+    reset = flags(p_reset)
     size = V * K
     # The last slot stays zero: the state that a reset step starts from.
     X = np.zeros((CHUNK + 2) * size, np.float32)
@@ -134,14 +185,13 @@ def _backward(
                 o = ((row * T + t) * H + h) * K
                 p = ((row * T + t) * H + h) * V
                 for j in range(V):
-                    du_t, dv_t, dy_t = splat(ZERO), splat(ZERO), spread(dy, p + j)
+                    dy_j = spread(dy, p + j)
                     for i in range(0, K, LANES):
-                        d = fma(dy_t, load(r, o + i), load(D, j * K + i))
-                        store(D, j * K + i, d)
-                        du_t = fma(d, load(b, o + i), du_t)
-                        dv_t = fma(d, load(k, o + i), dv_t)
-                    du[j] = total(du_t)
-                    dv[p + j] = total(dv_t)
+                        e = j * K + i
+                        store(D, e, fma(dy_j, load(r, o + i), load(D, e)))
+                for j in range(0, V, LANES):
+                    store(du, j, products(b, o, 0, D, j * K, K, K))
+                    store(dv, p + j, products(k, o, 0, D, j * K, K, K))
                 before, after = entry[s], (s + 1) * size
                 for i in range(0, K, LANES):
                     dr_t, dw_t, dk_t = splat(ZERO), splat(ZERO), splat(ZERO)
@@ -167,7 +217,17 @@ def _backward(
 
 
 @compiled
-def _step(first, last, H, K, V, r, decay, k, v, a, b, state, reset, y, new):
+def _step(first, last, H, K, V, p_r, p_decay, p_k, p_v, p_a, p_b, p_state, p_reset, p_y, p_new):
+    r, decay, k, v, a, b = (
+        floats(p_r),
+        floats(p_decay),
+        floats(p_k),
+        floats(p_v),
+        floats(p_a),
+        floats(p_b),
+    )
+    state, y, new = floats(p_state), floats(p_y), floats(p_new)
+    reset = flags(p_reset)
     for chain in range(first, last):
         o, p = chain * K, chain * V
         keep = splat(ZERO if reset[chain // H] else ONE)
@@ -202,13 +262,13 @@ def wkv7_forward(
         reset: `[B, T]` bool.
     """
     B, T, H, K, V = *r.shape, v.shape[-1]
-    kp, vp = _whole(K), _whole(V)
+    kp, vp = whole(K), whole(V)
     r, decay, k, a, b = (padded(x, kp) for x in (r, w.exp(), k, a, b))
     v, state = padded(v, vp), _pad_state(state, vp, kp)
     y, u, final = torch.empty_like(v), torch.empty_like(v), torch.empty_like(state)
     stored = state.new_empty(B, -(-T // CHUNK), H, vp, kp)
     tensors = (r, decay, k, v, a, b, state, reset, y, u, stored, final)
-    run(_forward, B * H, 5 * v.numel() * kp, H, T, kp, vp, *map(flat, tensors))
+    run(_forward, B * H, 5 * v.numel() * kp, H, T, kp, vp, *tensors)
     return y[..., :V].contiguous(), final[..., :V, :K].contiguous(), u, stored
 
 
@@ -233,7 +293,7 @@ def wkv7_backward(
         stored: From `wkv7_forward`.
     """
     B, T, H, K, V = *r.shape, v.shape[-1]
-    kp, vp = _whole(K), _whole(V)
+    kp, vp = whole(K), whole(V)
     r, decay, k, a, b = (padded(x, kp) for x in (r, w.exp(), k, a, b))
     v, dy, dfinal = padded(v, vp), padded(dy, vp), _pad_state(dfinal, vp, kp)
     dr, dw, dk, da, db = (torch.empty_like(r) for _ in range(5))
@@ -242,7 +302,7 @@ def wkv7_backward(
         dy, dfinal, r, decay, k, v, a, b, reset, u, stored,
         dr, dw, dk, dv, da, db, dstate,
     )  # fmt: skip
-    run(_backward, B * H, 13 * v.numel() * kp, H, T, kp, vp, *map(flat, tensors))
+    run(_backward, B * H, 13 * v.numel() * kp, H, T, kp, vp, *tensors)
     dr, dw, dk, da, db = (x[..., :K].contiguous() for x in (dr, dw, dk, da, db))
     return dr, dw, dk, dv[..., :V].contiguous(), da, db, dstate[..., :V, :K].contiguous()
 
@@ -265,12 +325,12 @@ def wkv7_step(
         inplace: Write the new state over the old one and return that tensor.
     """
     B, H, K, V = *r.shape, v.shape[-1]
-    kp, vp = _whole(K), _whole(V)
+    kp, vp = whole(K), whole(V)
     r, decay, k, a, b = (padded(x, kp) for x in (r, w.exp(), k, a, b))
     v, old = padded(v, vp), _pad_state(state, vp, kp)
     y, new = torch.empty_like(v), old if inplace else torch.empty_like(old)
     tensors = (r, decay, k, v, a, b, old, reset, y, new)
-    run(_step, B * H, 5 * v.numel() * kp, H, kp, vp, *map(flat, tensors))
+    run(_step, B * H, 5 * v.numel() * kp, H, kp, vp, *tensors)
     new = new[..., :V, :K]
     if inplace and new.data_ptr() != state.data_ptr():
         state.copy_(new)
@@ -280,141 +340,6 @@ def wkv7_step(
 def _pad_state(state: Tensor, rows: int, columns: int) -> Tensor:
     """Return `[B, H, V, K]` zero-padded to whole vectors, contiguous."""
     V, K = state.shape[-2:]
-    if (V, K) == (rows, columns):
+    if (rows, columns) == (V, K):
         return state.contiguous()
     return F.pad(state, (0, columns - K, 0, rows - V))
-
-
-@compiled
-def _moments(first, last, T, M, value, kappa, omega, state, reset, mean, spread_, evidence, final):
-    for row in range(first, last):
-        for m in range(0, M, LANES):
-            c = row * 3 * M + m
-            n, mu, var = load(state, c), load(state, c + M), load(state, c + 2 * M)
-            for t in range(T):
-                o = (row * T + t) * M + m
-                if reset[row * T + t]:
-                    n, mu, var = splat(ZERO), splat(ZERO), splat(ZERO)
-                weight = exp(load(kappa, o))
-                kept = mul(n, exp(load(omega, o)))
-                n = add(kept, weight)
-                # Not 1 - share, which has no digits left where one step outweighs the past.
-                share, rest = div(weight, n), div(kept, n)
-                delta = sub(load(value, o), mu)
-                mu = fma(share, delta, mu)
-                var = mul(rest, fma(share, mul(delta, delta), var))
-                store(mean, o, mu)
-                store(spread_, o, var)
-                store(evidence, o, n)
-            store(final, c, n)
-            store(final, c + M, mu)
-            store(final, c + 2 * M, var)
-
-
-@compiled
-def _moments_backward(
-    first, last, T, M,
-    dmean, dspread, devidence, dfinal, value, kappa, omega, state, reset, mean, spread_, evidence,
-    dvalue, dkappa, domega, dstate,
-):  # fmt: skip
-    for row in range(first, last):
-        for m in range(0, M, LANES):
-            c = row * 3 * M + m
-            dn, dmu, dvar = load(dfinal, c), load(dfinal, c + M), load(dfinal, c + 2 * M)
-            for t in range(T - 1, -1, -1):
-                o = (row * T + t) * M + m
-                if reset[row * T + t]:
-                    n, mu, var = splat(ZERO), splat(ZERO), splat(ZERO)
-                elif t > 0:
-                    n, mu, var = load(evidence, o - M), load(mean, o - M), load(spread_, o - M)
-                else:
-                    n, mu, var = load(state, c), load(state, c + M), load(state, c + 2 * M)
-                dmu = add(dmu, load(dmean, o))
-                dvar = add(dvar, load(dspread, o))
-                dn = add(dn, load(devidence, o))
-                decay, weight = exp(load(omega, o)), exp(load(kappa, o))
-                share = div(weight, load(evidence, o))
-                rest = div(mul(n, decay), load(evidence, o))
-                delta = sub(load(value, o), mu)
-                square = mul(delta, delta)
-                # spread_t = rest (var + share delta^2);  mean_t = mu + share delta
-                dshare = fma(dmu, delta, mul(dvar, sub(mul(rest, square), fma(share, square, var))))
-                ddelta = mul(share, fma(mul(dvar, rest), mul(splat(TWO), delta), dmu))
-                # share = weight / evidence;  evidence = n decay + weight
-                dweight = div(dshare, load(evidence, o))
-                dn = sub(dn, mul(dweight, share))
-                store(dvalue, o, ddelta)
-                store(dkappa, o, mul(add(dweight, dn), weight))
-                store(domega, o, mul(dn, mul(n, decay)))
-                dmu, dvar, dn = sub(dmu, ddelta), mul(dvar, rest), mul(dn, decay)
-                if reset[row * T + t]:
-                    dn, dmu, dvar = splat(ZERO), splat(ZERO), splat(ZERO)
-            store(dstate, c, dn)
-            store(dstate, c + M, dmu)
-            store(dstate, c + 2 * M, dvar)
-
-
-def moments_forward(
-    value: Tensor, log_weight: Tensor, log_decay: Tensor, state: Tensor, reset: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return mean, spread and evidence `[B, T, M]` and the final state `[B, 3, M]`.
-
-    Args:
-        value: `[B, T, M]`, float32 contiguous, like log_weight and log_decay.
-        log_weight: Log of each value's evidence.
-        log_decay: At most 0; applied to what came before the value.
-        state: `[B, 3, M]`: evidence, mean, spread.
-        reset: `[B, T]` bool.
-    """
-    B, T, M = value.shape
-    width = _whole(M)
-    value, kappa, omega, state = (padded(x, width) for x in (value, log_weight, log_decay, state))
-    mean, spread_, evidence = (torch.empty_like(value) for _ in range(3))
-    final = torch.empty_like(state)
-    tensors = (value, kappa, omega, state, reset, mean, spread_, evidence, final)
-    run(_moments, B, 20 * value.numel(), T, width, *map(flat, tensors))
-    mean, spread_, evidence, final = (
-        x[..., :M].contiguous() for x in (mean, spread_, evidence, final)
-    )
-    return mean, spread_, evidence, final
-
-
-def moments_backward(
-    dmean: Tensor, dspread: Tensor, devidence: Tensor, dfinal: Tensor,
-    value: Tensor, log_weight: Tensor, log_decay: Tensor, state: Tensor, reset: Tensor,
-    mean: Tensor, spread_: Tensor, evidence: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of value, log_weight, log_decay and the initial state.
-
-    Args:
-        dmean: Gradient of mean, `[B, T, M]`; likewise dspread and devidence.
-        dspread: Gradient of spread.
-        devidence: Gradient of evidence.
-        dfinal: Gradient of the final state, `[B, 3, M]`.
-        value: As given to `moments_forward`, like log_weight, log_decay, state and reset.
-        log_weight: Log of each value's evidence.
-        log_decay: Log-decay.
-        state: Initial state.
-        reset: `[B, T]` bool.
-        mean: As returned by `moments_forward`, like spread_ and evidence.
-        spread_: Weighted variance.
-        evidence: Sum of weights.
-    """
-    B, T, M = value.shape
-    width = _whole(M)
-    inputs = [
-        padded(x, width)
-        for x in (dmean, dspread, devidence, dfinal, value, log_weight, log_decay, state)
-    ]
-    outputs = [padded(x, width) for x in (mean, spread_)]
-    if width != M:
-        # The padding carried the weight e^0, so its evidence is not zero.
-        evidence = F.pad(evidence, (0, width - M), value=1.0)
-    dvalue, dkappa, domega = (torch.empty_like(inputs[0]) for _ in range(3))
-    dstate = torch.empty_like(inputs[3])
-    tensors = (*inputs, reset, *outputs, evidence, dvalue, dkappa, domega, dstate)
-    run(_moments_backward, B, 40 * dvalue.numel(), T, width, *map(flat, tensors))
-    dvalue, dkappa, domega, dstate = (
-        x[..., :M].contiguous() for x in (dvalue, dkappa, domega, dstate)
-    )
-    return dvalue, dkappa, domega, dstate

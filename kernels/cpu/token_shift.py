@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from doxastic.kernels.cpu import ONE, ZERO, compiled, flat
-from doxastic.kernels.simd import LANES, add, fma, load, mul, splat, store, sub
-from doxastic.kernels.threads import run
+from doxastic.kernels.cpu.common import ONE, ZERO, compiled
+from doxastic.kernels.cpu.simd import LANES, add, flags, floats, fma, load, mul, splat, store, sub
+from doxastic.kernels.cpu.threads import run
 
 
 @compiled
-def _mix(first, last, T, C, G, size, x, previous, reset, mix, out):
+def _mix(first, last, T, C, G, size, p_x, p_previous, p_reset, p_mix, p_out):
+    x, previous, mix, out = floats(p_x), floats(p_previous), floats(p_mix), floats(p_out)
+    reset = flags(p_reset)
     zero = splat(ZERO)
     for row in range(first, last):
         for t in range(T):
@@ -28,13 +30,24 @@ def _mix(first, last, T, C, G, size, x, previous, reset, mix, out):
 
 
 @compiled
-def _mix_backward(first, last, T, C, x, previous, reset, mix, grads, dx, dprevious, dmix):
-    """Write the gradients; `grads` is a tuple of G arrays, `dmix` `[B, G, C]` is summed after."""
+def _mix_backward(
+    first, last, T, C, p_x, p_previous, p_reset, p_mix, grads, p_dx, p_dprevious, p_dmix
+):
+    """Write the gradients; `grads` holds G addresses, `dmix` `[B, G, C]` is summed after."""
+    x, previous, mix, dx, dprevious = (
+        floats(p_x),
+        floats(p_previous),
+        floats(p_mix),
+        floats(p_dx),
+        floats(p_dprevious),
+    )
+    dmix = floats(p_dmix)
+    reset = flags(p_reset)
     zero, one = splat(ZERO), splat(ONE)
     G = len(grads)
     for row in range(first, last):
         for g in range(G):
-            grad = grads[g]
+            grad = floats(grads[g])
             for i in range(0, C, LANES):
                 mix_i, dmix_i = load(mix, g * C + i), zero
                 for t in range(T):
@@ -66,7 +79,7 @@ class FusedShiftMix(torch.autograd.Function):
         (B, T, C), G = x.shape, mix.shape[0]
         out = x.new_empty(G, B, T, C)
         tensors = (x, previous, reset, mix, out)
-        run(_mix, B, G * x.numel(), T, C, G, x.numel(), *map(flat, tensors))
+        run(_mix, B, G * x.numel(), T, C, G, x.numel(), *tensors)
         ctx.save_for_backward(x, previous, reset, mix)
         return out.unbind(0)
 
@@ -76,9 +89,8 @@ class FusedShiftMix(torch.autograd.Function):
         x, previous, reset, mix = ctx.saved_tensors
         (B, T, C), G = x.shape, mix.shape[0]
         dx, dprevious, dmix = torch.zeros_like(x), torch.zeros_like(previous), x.new_empty(B, G, C)
-        arrays = tuple(flat(grad.contiguous()) for grad in grads)
-        run(
-            _mix_backward, B, 3 * G * x.numel(), T, C, *map(flat, (x, previous, reset, mix)),
-            arrays, *map(flat, (dx, dprevious, dmix)),
-        )  # fmt: skip
+        kept = [grad.contiguous() for grad in grads]
+        addresses = tuple(grad.data_ptr() for grad in kept)
+        tensors = (x, previous, reset, mix, addresses, dx, dprevious, dmix)
+        run(_mix_backward, B, 3 * G * x.numel(), T, C, *tensors)
         return dx, dprevious, None, dmix.sum(0)

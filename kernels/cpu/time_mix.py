@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from doxastic.kernels import cpu
-from doxastic.kernels.cpu import ONE, ZERO, compiled, flat
-from doxastic.kernels.simd import (
+from doxastic.kernels.cpu import wkv7
+from doxastic.kernels.cpu.common import ONE, ZERO, compiled
+from doxastic.kernels.cpu.simd import (
+    LANES,
     add,
     exp,
+    floats,
     fma,
     load,
     mul,
@@ -23,8 +25,7 @@ from doxastic.kernels.simd import (
     sub,
     total,
 )
-from doxastic.kernels.simd import LANES as LANES
-from doxastic.kernels.threads import run
+from doxastic.kernels.cpu.threads import run
 
 # log w = -e^(-1/2) sigmoid(decay)
 SCALE = np.float32(-math.exp(-0.5))
@@ -43,8 +44,16 @@ def _inverse_norm(k, k_k, o, c, K):
 
 
 @compiled
-def _before(first, last, T, H, K, decay, k, rate, k_k, k_a, w, key, a, b):
+def _before(first, last, T, H, K, p_decay, p_k, p_rate, p_k_k, p_k_a, p_w, p_key, p_a, p_b):
     """Write the decay, the written key, the removal and the replacement vector."""
+    decay, k, rate, k_k, k_a = (
+        floats(p_decay),
+        floats(p_k),
+        floats(p_rate),
+        floats(p_k_k),
+        floats(p_k_a),
+    )
+    w, key, a, b = (floats(p_w), floats(p_key), floats(p_a), floats(p_b))
     one = splat(ONE)
     for head in range(first * T * H, last * T * H):
         o, c = head * K, head % H * K
@@ -82,8 +91,10 @@ def _bonus(r, key, r_k, o, c, K):
 
 
 @compiled
-def _after(first, last, T, H, K, eps, y, r, key, v, gate, r_k, weight, bias, out):
+def _after(first, last, T, H, K, eps, p_y, p_r, p_key, p_v, p_gate, p_r_k, p_weight, p_bias, p_out):
     """Write gate (GroupNorm(y) + bonus v)."""
+    y, r, key, v, gate = (floats(p_y), floats(p_r), floats(p_key), floats(p_v), floats(p_gate))
+    r_k, weight, bias, out = (floats(p_r_k), floats(p_weight), floats(p_bias), floats(p_out))
     for head in range(first * T * H, last * T * H):
         o, c = head * K, head % H * K
         mean, scale = _statistics(y, o, K, eps)
@@ -102,10 +113,26 @@ def _accumulate(array, index, value):
 @compiled
 def _after_backward(
     first, last, T, H, K, eps,
-    dout, y, r, key, v, gate, r_k, weight, bias,
-    dy, dr, dkey, dv, dgate, dr_k, dweight, dbias,
+    p_dout, p_y, p_r, p_key, p_v, p_gate, p_r_k, p_weight, p_bias,
+    p_dy, p_dr, p_dkey, p_dv, p_dgate, p_dr_k, p_dweight, p_dbias,
 ):  # fmt: skip
     """Write the gradients of `_after`; those of the parameters are sums per batch row."""
+    dout, y, r, key, v = (floats(p_dout), floats(p_y), floats(p_r), floats(p_key), floats(p_v))
+    gate, r_k, weight, bias, dy = (
+        floats(p_gate),
+        floats(p_r_k),
+        floats(p_weight),
+        floats(p_bias),
+        floats(p_dy),
+    )
+    dr, dkey, dv, dgate, dr_k = (
+        floats(p_dr),
+        floats(p_dkey),
+        floats(p_dv),
+        floats(p_dgate),
+        floats(p_dr_k),
+    )
+    dweight, dbias = (floats(p_dweight), floats(p_dbias))
     for head in range(first * T * H, last * T * H):
         o, c = head * K, head % H * K
         # Where this batch row's sums of the head's parameters stand.
@@ -141,10 +168,31 @@ def _after_backward(
 @compiled
 def _before_backward(
     first, last, T, H, K,
-    dw, dkey, dkey_bonus, da, db, decay, k, rate, k_k, k_a,
-    ddecay, dk, drate, dk_k, dk_a,
+    p_dw, p_dkey, p_dkey_bonus, p_da, p_db, p_decay, p_k, p_rate, p_k_k, p_k_a,
+    p_ddecay, p_dk, p_drate, p_dk_k, p_dk_a,
 ):  # fmt: skip
     """Write the gradients of `_before`; those of the parameters are sums per batch row."""
+    dw, dkey, dkey_bonus, da, db = (
+        floats(p_dw),
+        floats(p_dkey),
+        floats(p_dkey_bonus),
+        floats(p_da),
+        floats(p_db),
+    )
+    decay, k, rate, k_k, k_a = (
+        floats(p_decay),
+        floats(p_k),
+        floats(p_rate),
+        floats(p_k_k),
+        floats(p_k_a),
+    )
+    ddecay, dk, drate, dk_k, dk_a = (
+        floats(p_ddecay),
+        floats(p_dk),
+        floats(p_drate),
+        floats(p_dk_k),
+        floats(p_dk_a),
+    )
     one = splat(ONE)
     for head in range(first * T * H, last * T * H):
         o, c = head * K, head % H * K
@@ -190,13 +238,13 @@ class FusedTimeMix(torch.autograd.Function):
         k_k, k_a, r_k, weight, bias = (x.contiguous() for x in (k_k, k_a, r_k, weight, bias))
         (B, T, _), (H, K) = r.shape, r_k.shape
         w, key, a, b, u, y, out = (torch.empty_like(r) for _ in range(7))
-        stored, final = r.new_empty(B, -(-T // cpu.CHUNK), H, K, K), torch.empty_like(state)
+        stored, final = r.new_empty(B, -(-T // wkv7.CHUNK), H, K, K), torch.empty_like(state)
         tensors = (decay, k, rate, k_k, k_a, w, key, a, b)
-        run(_before, B, 12 * r.numel(), T, H, K, *map(flat, tensors))
+        run(_before, B, 12 * r.numel(), T, H, K, *tensors)
         tensors = (r, w, key, v, a, b, state, reset, y, u, stored, final)
-        run(cpu._forward, B * H, 5 * r.numel() * K, H, T, K, K, *map(flat, tensors))
+        run(wkv7._forward, B * H, 5 * r.numel() * K, H, T, K, K, *tensors)
         tensors = (y, r, key, v, gate, r_k, weight, bias, out)
-        run(_after, B, 6 * r.numel(), T, H, K, np.float32(eps), *map(flat, tensors))
+        run(_after, B, 6 * r.numel(), T, H, K, np.float32(eps), *tensors)
         ctx.save_for_backward(
             r, decay, k, v, rate, gate, k_k, k_a, r_k, weight, bias, reset,
             w, key, a, b, u, y, stored,
@@ -223,18 +271,18 @@ class FusedTimeMix(torch.autograd.Function):
             dout, y, r, key, v, gate, r_k, weight, bias,
             dy, dr_bonus, dkey_bonus, dv_bonus, dgate, dr_k, dweight, dbias,
         )  # fmt: skip
-        run(_after_backward, B, 20 * r.numel(), T, H, K, np.float32(ctx.eps), *map(flat, tensors))
+        run(_after_backward, B, 20 * r.numel(), T, H, K, np.float32(ctx.eps), *tensors)
         dstate = torch.empty_like(dfinal)
         tensors = (
             dy, dfinal, r, w, key, v, a, b, reset, u, stored,
             dr, dw, dkey, dv, da, db, dstate,
         )  # fmt: skip
-        run(cpu._backward, B * H, 13 * r.numel() * K, H, T, K, K, *map(flat, tensors))
+        run(wkv7._backward, B * H, 13 * r.numel() * K, H, T, K, K, *tensors)
         tensors = (
             dw, dkey, dkey_bonus, da, db, decay, k, rate, k_k, k_a,
             ddecay, dk, drate, dk_k, dk_a,
         )  # fmt: skip
-        run(_before_backward, B, 25 * r.numel(), T, H, K, *map(flat, tensors))
+        run(_before_backward, B, 25 * r.numel(), T, H, K, *tensors)
         dr_k, dweight, dbias, dk_k, dk_a = sums.sum(1).unbind(0)
         return (
             dr.add_(dr_bonus), ddecay, dk, dv.add_(dv_bonus), drate, dgate,

@@ -11,8 +11,9 @@ from typing import Any
 
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
+from numba import carray
 from numba.core import cgutils, types
-from numba.extending import intrinsic, models, register_model
+from numba.extending import intrinsic, models, overload, register_model
 from numba.np.arrayobj import make_array
 
 
@@ -26,9 +27,10 @@ def _host_lanes() -> int:
 
 LANES = _host_lanes()
 # Reordering and fusing are allowed; NaN and infinity keep their meaning.
-_FLAGS = ("contract", "reassoc", "nsz")
+_FAST = ("contract", "reassoc", "nsz")
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _INTEGERS = ir.VectorType(ir.IntType(32), LANES)
+_ENDLESS = 1 << 40
 
 
 class Vector(types.Type):  # type: ignore[misc]
@@ -66,6 +68,49 @@ def _splat(builder: Any, value: Any) -> Any:
         ir.Constant(_VECTOR, ir.Undefined), value, ir.Constant(ir.IntType(32), 0)
     )
     return builder.shuffle_vector(first, first, _integer(0))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _float_pointer(typing: Any, address: Any) -> Any:
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], ir.FloatType().as_pointer())
+
+    return types.CPointer(types.float32)(types.uintp), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _byte_pointer(typing: Any, address: Any) -> Any:
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+
+    return types.CPointer(types.uint8)(types.uintp), build
+
+
+def floats(address: Any) -> Any:
+    """Return the float32 values at an address, as an array whose end the caller knows.
+
+    An array is returned as it is, so that kernels can call kernels.
+    """
+    raise NotImplementedError("only inside compiled functions")
+
+
+def flags(address: Any) -> Any:
+    """Return the bytes of a bool tensor at an address; as `floats` does."""
+    raise NotImplementedError("only inside compiled functions")
+
+
+@overload(floats, strict=False)  # type: ignore[untyped-decorator]
+def _floats(address: Any) -> Any:
+    if isinstance(address, types.Array):
+        return lambda address: address
+    return lambda address: carray(_float_pointer(address), _ENDLESS)
+
+
+@overload(flags, strict=False)  # type: ignore[untyped-decorator]
+def _flags(address: Any) -> Any:
+    if isinstance(address, types.Array):
+        return lambda address: address
+    return lambda address: carray(_byte_pointer(address), _ENDLESS)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -117,7 +162,7 @@ def mul(typing: Any, x: Any, y: Any) -> Any:
     """Return `x * y`."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.fmul(args[0], args[1], flags=_FLAGS)
+        return builder.fmul(args[0], args[1], flags=_FAST)
 
     return vector(vector, vector), build
 
@@ -127,7 +172,7 @@ def add(typing: Any, x: Any, y: Any) -> Any:
     """Return `x + y`."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.fadd(args[0], args[1], flags=_FLAGS)
+        return builder.fadd(args[0], args[1], flags=_FAST)
 
     return vector(vector, vector), build
 
@@ -137,7 +182,7 @@ def sub(typing: Any, x: Any, y: Any) -> Any:
     """Return `x - y`."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.fsub(args[0], args[1], flags=_FLAGS)
+        return builder.fsub(args[0], args[1], flags=_FAST)
 
     return vector(vector, vector), build
 
@@ -168,8 +213,8 @@ def fma(typing: Any, x: Any, y: Any, z: Any) -> Any:
     """Return `x * y + z`."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        product = builder.fmul(args[0], args[1], flags=_FLAGS)
-        return builder.fadd(product, args[2], flags=_FLAGS)
+        product = builder.fmul(args[0], args[1], flags=_FAST)
+        return builder.fadd(product, args[2], flags=_FAST)
 
     return vector(vector, vector, vector), build
 
@@ -184,7 +229,7 @@ def total(typing: Any, x: Any) -> Any:
             width //= 2
             lanes = [(i + width) % LANES for i in range(LANES)]
             moved = builder.shuffle_vector(value, value, ir.Constant(_INTEGERS, lanes))
-            value = builder.fadd(value, moved, flags=_FLAGS)
+            value = builder.fadd(value, moved, flags=_FAST)
         return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
 
     return types.float32(vector), build
@@ -205,11 +250,11 @@ def _exponential(builder: Any, x: Any) -> Any:
     value = _constant(1.9875691500e-4)
     for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5):
         value = builder.fadd(
-            builder.fmul(value, f, flags=_FLAGS), _constant(coefficient), flags=_FLAGS
+            builder.fmul(value, f, flags=_FAST), _constant(coefficient), flags=_FAST
         )
-    square = builder.fmul(f, f, flags=_FLAGS)
-    value = builder.fadd(builder.fmul(value, square, flags=_FLAGS), f, flags=_FLAGS)
-    value = builder.fadd(value, _constant(1.0), flags=_FLAGS)
+    square = builder.fmul(f, f, flags=_FAST)
+    value = builder.fadd(builder.fmul(value, square, flags=_FAST), f, flags=_FAST)
+    value = builder.fadd(value, _constant(1.0), flags=_FAST)
     bits = builder.sub(builder.bitcast(shifted, _INTEGERS), _integer(0x4B400000 - 127))
     return builder.fmul(value, builder.bitcast(builder.shl(bits, _integer(23)), _VECTOR))
 
@@ -240,8 +285,8 @@ def log(typing: Any, x: Any) -> Any:
             -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
             -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
         ):  # fmt: skip
-            product = builder.fmul(value, f, flags=_FLAGS)
-            value = builder.fadd(product, _constant(coefficient), flags=_FLAGS)
+            product = builder.fmul(value, f, flags=_FAST)
+            value = builder.fadd(product, _constant(coefficient), flags=_FAST)
         square = builder.fmul(f, f)
         value = builder.fmul(builder.fmul(value, f), square)
         value = builder.fsub(value, builder.fmul(square, _constant(0.5)))
@@ -341,7 +386,7 @@ def _sums(builder: Any, values: list[Any]) -> Any:
             builder.fadd(
                 builder.shuffle_vector(x, y, ir.Constant(_INTEGERS, low)),
                 builder.shuffle_vector(x, y, ir.Constant(_INTEGERS, high)),
-                flags=_FLAGS,
+                flags=_FAST,
             )
             for x, y in zip(values[::2], values[1::2], strict=True)
         ]
@@ -374,8 +419,8 @@ def _products(rows: int) -> Any:
             xs = vectors(x, x_start, x_stride, rows, i)
             ws = vectors(w, w_start, w_stride, columns, i)
             for sum_, (a, b) in zip(sums, ((a, b) for a in xs for b in ws), strict=True):
-                product = builder.fmul(a, b, flags=_FLAGS)
-                builder.store(builder.fadd(builder.load(sum_), product, flags=_FLAGS), sum_)
+                product = builder.fmul(a, b, flags=_FAST)
+                builder.store(builder.fadd(builder.load(sum_), product, flags=_FAST), sum_)
         return _sums(builder, [builder.load(sum_) for sum_ in sums])
 
     def declare(
