@@ -28,17 +28,18 @@ def run(kernel: Callable[..., None], chains: int, work: int, *args: Any) -> None
         work: Rough number of multiply-adds in all; small work stays on this thread.
         args: Numbers, passed through, and contiguous tensors.
     """
-    args = tuple(x.data_ptr() if isinstance(x, Tensor) else x for x in args)
+    # `args` stays referenced until the kernel is done: a tensor may live nowhere else.
+    values = [x.data_ptr() if isinstance(x, Tensor) else x for x in args]
     threads = min(torch.get_num_threads(), chains, 1 + work // _WORTH_A_THREAD)
     if threads <= 1:
-        kernel(0, chains, *args)
+        kernel(0, chains, *values)
         return
     borders = [chains * i // threads for i in range(threads + 1)]
     others = [
-        _get_pool().submit(kernel, first, last, *args)
+        _get_pool().submit(kernel, first, last, *values)
         for first, last in itertools.pairwise(borders[1:])
     ]
-    kernel(borders[0], borders[1], *args)
+    kernel(borders[0], borders[1], *values)
     for other in others:
         other.result()
 
