@@ -94,8 +94,8 @@ def measure(
 ) -> dict[str, Timing]:
     """Return the timings of arms that take turns, so that a slow moment strikes them all.
 
-    Two calls of each arm warm up. In every round each arm is sampled once, the first of the last
-    round coming last.
+    One call of each arm, or two where samples repeat it, warms up. In every round each arm is
+    sampled once; the order rotates by one from round to round.
 
     Args:
         arms: What to measure, by name.
@@ -117,7 +117,7 @@ def measure(
 
 
 def _calls(arm: Arm, sample_seconds: float) -> int:
-    """Warm up and return the calls of a sample; where one call makes it, a single warm-up."""
+    """Warm up and return how many calls make a sample."""
     _, once = _sample(arm, 1)
     if sample_seconds <= 0.0:
         return 1
@@ -129,6 +129,8 @@ def _sample(arm: Arm, calls: int) -> tuple[float, float]:
     """Return CPU and wall seconds per call."""
     if torch.get_num_threads() != arm.threads:
         torch.set_num_threads(arm.threads)
+        # Threads start, and wake, with their first work.
+        arm.call()
     cpu, wall = time.process_time(), time.perf_counter()
     for _ in range(calls):
         arm.call()
@@ -187,8 +189,10 @@ class Report:
     def target(
         self, what: str, value: float, *, least: float | None = None, most: float | None = None
     ) -> None:
-        """Keep a value with the bound that it should keep, and whether it does."""
-        met = (least is None or value >= least) and (most is None or value <= most)
+        """Keep a value with the bound that it should keep, and whether it does; None if quick."""
+        met: bool | None = (least is None or value >= least) and (most is None or value <= most)
+        if self.options.quick:
+            met = None
         self.data["targets"].append(
             {"what": what, "value": value, "least": least, "most": most, "met": met}
         )
@@ -200,7 +204,7 @@ class Report:
                 entry["what"],
                 f"{entry['value']:.2f}",
                 f">= {entry['least']:g}" if entry["most"] is None else f"<= {entry['most']:g}",
-                "met" if entry["met"] else "missed",
+                {True: "met", False: "missed", None: ""}[entry["met"]],
             )
             for entry in self.data["targets"]
         ]
@@ -242,9 +246,10 @@ def _command() -> str:
 
 def _commit() -> str:
     """Return the commit, with "-dirty" if tracked source differs from it."""
-    described = _output("git", "-C", str(ROOT), "rev-parse", "HEAD")
+    git = ("git", "--no-optional-locks", "-C", str(ROOT))
+    described = _output(*git, "rev-parse", "HEAD")
     others = (":!benchmarks/results", ":!*.md")
-    changed = _output("git", "-C", str(ROOT), "diff", "HEAD", "--name-only", "--", ".", *others)
+    changed = _output(*git, "diff", "HEAD", "--name-only", "--", ".", *others)
     return (described or "unknown") + ("-dirty" if changed else "")
 
 

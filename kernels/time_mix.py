@@ -53,7 +53,10 @@ def time_mix(
     if _is_fusible(r, r_k):
         from doxastic.kernels.cpu.time_mix import FusedTimeMix
 
-        return FusedTimeMix.apply(r, decay, k, v, rate, gate, *parameters, norm_eps, state, reset)
+        fused: tuple[Tensor, Tensor] = FusedTimeMix.apply(
+            r, decay, k, v, rate, gate, *parameters, norm_eps, state, reset
+        )
+        return fused
     return _composed(r, decay, k, v, rate, gate, *parameters, norm_eps, state, reset)
 
 

@@ -44,8 +44,9 @@ class BlockStep:
         names = (*_BEFORE, *_RATIOS, *_FIRST, *value, *_REST)
         self._slots = [_slot(block, name) for name in names]
         self._slots += [(closing._parameters, "weight"), (closing._parameters, "bias")]
-        width, hidden = block.ln1.normalized_shape[0], block.ffn.key.out_features
-        self._sizes = (width, block.att.head_size, hidden, block.att.w1.shape[1], layout.size)
+        width, rank = block.att.w1.shape
+        hidden = block.ffn.key.out_features
+        self._sizes = (width, block.att.head_size, hidden, rank, layout.size)
         self._places = tuple(
             layout.offset(f"{layer}.{name}") for name in ("time_shift", "wkv", "channel_shift")
         )

@@ -28,6 +28,8 @@ class RWKV7Memory(Memory):
         RWKV-LM, RWKV-v7/rwkv_v7_numpy.py; the input projection takes the embedding's place.
     """
 
+    projection: nn.Module
+
     def __init__(
         self, input_size: int, width: int = 64, *,
         layers: int = 1, head_size: int = 16, channel_ratio: float = 2.0, low_rank: int = 8,
@@ -38,18 +40,20 @@ class RWKV7Memory(Memory):
             nn.Identity() if input_size == width else nn.Linear(input_size, width, bias=False)
         )
         hidden = round(channel_ratio * width)
-        self.blocks = nn.ModuleList(
+        blocks = [
             Block(width, head_size, hidden, layer=layer, layers=layers, low_rank=low_rank)
             for layer in range(layers)
-        )
+        ]
+        self.blocks = nn.ModuleList(blocks)
         self.ln_out = nn.LayerNorm(width)
         self.layout = StateLayout(
             {
                 f"{layer}.{name}": shape
-                for layer, block in enumerate(self.blocks)
+                for layer, block in enumerate(blocks)
                 for name, shape in block.state_shapes().items()
             }
         )
+        self._parts = tuple(blocks[0].state_shapes())
         self.state_size = self.layout.size
         self._steps: list[BlockStep] | None = build_steps(self.blocks, self.layout, self.ln_out)
 
@@ -62,10 +66,9 @@ class RWKV7Memory(Memory):
         new: dict[str, Tensor] = {}
         x, v_first = self.projection(x), None
         for layer, block in enumerate(self.blocks):
-            names = block.state_shapes()
-            own = {name: parts[f"{layer}.{name}"] for name in names}
+            own = {name: parts[f"{layer}.{name}"] for name in self._parts}
             x, own, v_first = block(x, own, reset, v_first)
-            new.update({f"{layer}.{name}": own[name] for name in names})
+            new.update({f"{layer}.{name}": own[name] for name in self._parts})
         return self.ln_out(x), self.layout.join(new)
 
     def _step(

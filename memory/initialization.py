@@ -39,7 +39,8 @@ def decay_bias(width: int, head_size: int, depth: float) -> Tensor:
         depth: q, 0 in the first layer and 1 in the last.
     """
     position = torch.arange(width) / max(width - 1, 1)
-    return -6.0 + 6.0 * position ** (1.0 + depth**0.3) + 0.5 + 2.5 * zigzag(width, head_size)
+    slope: Tensor = position ** (1.0 + depth**0.3)
+    return -6.0 + 6.0 * slope + 0.5 + 2.5 * zigzag(width, head_size)
 
 
 def orthogonal_(weight: Tensor, gain: float) -> Tensor:

@@ -68,6 +68,12 @@ class Readout(nn.Module, ABC):
         return features, state
 
 
+def _required(state: Tensor | None) -> Tensor:
+    if state is None:
+        raise ValueError("state is None; expected [B, 3, N] for a readout with a state.")
+    return state
+
+
 class MomentsReadout(Readout):
     """Decayed moments of learned values: the posterior variance of a mean.
 
@@ -96,7 +102,7 @@ class MomentsReadout(Readout):
         self, h: Tensor, state: Tensor | None, reset: Tensor
     ) -> tuple[Belief, Tensor | None]:
         """Return the belief and the moments after the last step."""
-        raw, prior = self.projection(h), F.softplus(self.prior)
+        raw, prior, state = self.projection(h), F.softplus(self.prior), _required(state)
         mean, variance, evidence, state = belief_moments(raw, prior, state=state, reset=reset)
         return Belief(mean, variance, evidence), state
 
@@ -104,7 +110,7 @@ class MomentsReadout(Readout):
         self, h: Tensor, state: Tensor | None, reset: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Return the features of the belief and the moments after the last step."""
-        raw, prior = self.projection(h), F.softplus(self.prior)
+        raw, prior, state = self.projection(h), F.softplus(self.prior), _required(state)
         return belief_moments_features(raw, prior, state=state, reset=reset)
 
 

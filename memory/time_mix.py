@@ -33,6 +33,19 @@ class TimeMix(nn.Module):
         low_rank: Rank of the low-rank maps of decay, rate, value residual and gate.
     """
 
+    x_r: nn.Parameter
+    x_w: nn.Parameter
+    x_k: nn.Parameter
+    x_v: nn.Parameter
+    x_a: nn.Parameter
+    x_g: nn.Parameter
+    w1: nn.Parameter
+    w2: nn.Parameter
+    a1: nn.Parameter
+    a2: nn.Parameter
+    v1: nn.Parameter
+    v2: nn.Parameter
+
     def __init__(
         self, width: int, head_size: int, *, layer: int = 0, layers: int = 1, low_rank: int = 8
     ) -> None:

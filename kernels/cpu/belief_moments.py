@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from doxastic.kernels.belief_moments import DECAY_SCALE, LOG_WEIGHT_LIMIT, SPREAD_FLOOR
 from doxastic.kernels.cpu.common import ONE, TWO, ZERO, compiled
@@ -180,6 +181,7 @@ class FusedBeliefMoments(torch.autograd.Function):
         return features, final
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dfeatures: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of raw, prior and state."""
         raw, prior, state, reset, moments = ctx.saved_tensors

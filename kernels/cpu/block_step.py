@@ -112,7 +112,8 @@ def _head(e, o, K, r, w, key, v, a, b, new, u, y):
 def block_step(
     first, last, C, K, hidden, rank, S, at_time, at_wkv, at_channel, has_first, is_last, eps,
     p_x, p_state, p_reset, p_v_first, p_out, p_new,
-    p_ln1_weight, p_ln1_bias, p_x_r, p_x_w, p_x_k, p_x_v, p_x_a, p_x_g, p_w0, p_w1, p_w2, p_a0, p_a1, p_a2, p_v0, p_v1, p_v2, p_g1, p_g2, p_k_k, p_k_a, p_r_k,
+    p_ln1_weight, p_ln1_bias, p_x_r, p_x_w, p_x_k, p_x_v, p_x_a, p_x_g,
+    p_w0, p_w1, p_w2, p_a0, p_a1, p_a2, p_v0, p_v1, p_v2, p_g1, p_g2, p_k_k, p_k_a, p_r_k,
     p_receptance, p_key_weight, p_value_weight, p_output, p_ln_weight, p_ln_bias,
     p_ln2_weight, p_ln2_bias, p_channel_mix, p_ffn_key, p_ffn_value, p_out_weight, p_out_bias,
 ):  # fmt: skip

@@ -80,7 +80,8 @@ def _moments(
 @compiled
 def _moments_backward(
     first, last, T, M,
-    p_dmean, p_dspread, p_devidence, p_dfinal, p_value, p_kappa, p_omega, p_state, p_reset, p_mean, p_spread_, p_evidence,
+    p_dmean, p_dspread, p_devidence, p_dfinal,
+    p_value, p_kappa, p_omega, p_state, p_reset, p_mean, p_spread_, p_evidence,
     p_dvalue, p_dkappa, p_domega, p_dstate,
 ):  # fmt: skip
     dmean, dspread, devidence, dfinal, value, kappa = (

@@ -13,6 +13,7 @@ from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
 from numba import carray
 from numba.core import cgutils, types
+from numba.core.types import CPointer  # type: ignore[attr-defined]
 from numba.extending import intrinsic, models, overload, register_model
 from numba.np.arrayobj import make_array
 
@@ -33,7 +34,7 @@ _INTEGERS = ir.VectorType(ir.IntType(32), LANES)
 _ENDLESS = 1 << 40
 
 
-class Vector(types.Type):  # type: ignore[misc]
+class Vector(types.Type):
     """The numba type of `LANES` float32 values in one register."""
 
     def __init__(self) -> None:
@@ -75,7 +76,7 @@ def _float_pointer(typing: Any, address: Any) -> Any:
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], ir.FloatType().as_pointer())
 
-    return types.CPointer(types.float32)(types.uintp), build
+    return CPointer(types.float32)(types.uintp), build
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -83,7 +84,7 @@ def _byte_pointer(typing: Any, address: Any) -> Any:
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
 
-    return types.CPointer(types.uint8)(types.uintp), build
+    return CPointer(types.uint8)(types.uintp), build
 
 
 def floats(address: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from doxastic.kernels.cpu import wkv7
 from doxastic.kernels.cpu.common import ONE, ZERO, compiled
@@ -239,7 +240,7 @@ class FusedTimeMix(torch.autograd.Function):
         (B, T, _), (H, K) = r.shape, r_k.shape
         w, key, a, b, u, y, out = (torch.empty_like(r) for _ in range(7))
         stored, final = r.new_empty(B, -(-T // wkv7.CHUNK), H, K, K), torch.empty_like(state)
-        tensors = (decay, k, rate, k_k, k_a, w, key, a, b)
+        tensors: tuple[Tensor, ...] = (decay, k, rate, k_k, k_a, w, key, a, b)
         run(_before, B, 12 * r.numel(), T, H, K, *tensors)
         tensors = (r, w, key, v, a, b, state, reset, y, u, stored, final)
         run(wkv7._forward, B * H, 5 * r.numel() * K, H, T, K, K, *tensors)
@@ -253,6 +254,7 @@ class FusedTimeMix(torch.autograd.Function):
         return out, final
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dout: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of all tensors but `reset`."""
         (
@@ -267,7 +269,7 @@ class FusedTimeMix(torch.autograd.Function):
         dw, da, db, ddecay, dk, drate = (torch.empty_like(r) for _ in range(6))
         sums = r.new_zeros(5, B, C)
         dr_k, dweight, dbias, dk_k, dk_a = sums.unbind(0)
-        tensors = (
+        tensors: tuple[Tensor, ...] = (
             dout, y, r, key, v, gate, r_k, weight, bias,
             dy, dr_bonus, dkey_bonus, dv_bonus, dgate, dr_k, dweight, dbias,
         )  # fmt: skip

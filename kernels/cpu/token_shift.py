@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from doxastic.kernels.cpu.common import ONE, ZERO, compiled
 from doxastic.kernels.cpu.simd import LANES, add, flags, floats, fma, load, mul, splat, store, sub
@@ -84,6 +85,7 @@ class FusedShiftMix(torch.autograd.Function):
         return out.unbind(0)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, previous and mix."""
         x, previous, reset, mix = ctx.saved_tensors

@@ -1,0 +1,1 @@
+"""Peers written for the benchmarks."""
