@@ -73,8 +73,9 @@ class Collector:
         self._rewards = np.zeros(shape, np.float32)
         self._terminated, self._truncated, self._resets = (np.zeros(shape, bool) for _ in range(3))
         self._bootstrap = torch.zeros(shape, device=self.device)
-        # What the policy gives is new at every step: lists, stacked once, copy it only once.
-        self._rows: dict[str, list[Any]] = {}
+        # Rows `[T, N, ...]`, allocated by the first step and reused: small tensors kept from
+        # every step would lie between the large states and keep the heap from shrinking.
+        self._rows: dict[str, Any] = {}
         self._pending: list[tuple[int, np.ndarray, Any, Tensor]] = []
         self._state: Tensor
         self._start(seed)
@@ -94,7 +95,6 @@ class Collector:
             EnvironmentFailure: An environment raised, or gave a NaN or an infinity.
         """
         start = self._state.clone()
-        self._rows = {key: [] for key in ("observation", "action", "action_log_prob", "value")}
         for step in range(self.segment_steps):
             self._act(step)
         self._value_end()
@@ -103,19 +103,28 @@ class Collector:
 
     def _act(self, step: int) -> None:
         """Act once in every environment and keep what row `step` of the segment needs."""
-        # The tensors may share the arrays that the environment writes to.
-        observation = tree_map(torch.clone, self._tensors(self._observation))
+        observation = self._tensors(self._observation)
         action, log_prob, value, self._state = self.policy.act(
             self._scaled(observation),
             self._state,
             torch.from_numpy(self._reset).to(self.device),
             generator=self._generator,
         )
-        row = (observation, action, log_prob, value)
-        for rows, entry in zip(self._rows.values(), row, strict=True):
-            rows.append(entry)
+        # Copies: the observation may share the arrays that the environment writes to.
+        self._keep(step, "observation", observation)
+        self._keep(step, "action", action)
+        self._keep(step, "action_log_prob", log_prob)
+        self._keep(step, "value", value)
         self._resets[step] = self._reset
         self._step(step, self.policy.action_head.to_env(action))
+
+    def _keep(self, step: int, key: str, entry: Any) -> None:
+        """Copy an entry `[N, ...]`, or a dict of such, to its row of the segment."""
+        if key not in self._rows:
+            self._rows[key] = tree_map(
+                lambda leaf: leaf.new_empty(self.segment_steps, *leaf.shape), entry
+            )
+        tree_map(lambda rows, leaf: rows[step].copy_(leaf), self._rows[key], entry)
 
     def _step(self, step: int, action: np.ndarray) -> None:
         """Step the environments and write what came of it."""
@@ -175,7 +184,7 @@ class Collector:
             self._bootstrap[torch.from_numpy(steps), torch.from_numpy(rows)] = value
 
     def _rollout(self, start: Tensor) -> TensorDict:
-        """Return the segment as `[N, T, ...]` sequences, and let its rows go."""
+        """Return the segment as `[N, T, ...]` sequences."""
         arrays = {
             "reward": self._rewards,
             "terminated": self._terminated,
@@ -187,8 +196,7 @@ class Collector:
             key: _sequences(torch.from_numpy(x)).to(self.device) for key, x in arrays.items()
         }
         for key, rows in self._rows.items():
-            entries[key] = tree_map(lambda *leaves: torch.stack(leaves, dim=1), *rows)
-            rows.clear()
+            entries[key] = tree_map(_sequences, rows)
         bootstrap = _sequences(self._bootstrap)
         following = torch.cat([entries["value"][:, 1:], bootstrap[:, -1:]], dim=1)
         following = torch.where(entries["truncated"], bootstrap, following)

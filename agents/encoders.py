@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -18,37 +17,13 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from doxastic.agents.config import EncoderConfig
+
 Observation = Tensor | dict[str, Any]
 
 # The largest code in a MiniGrid image (object 10); see `image_scale`.
 _LARGEST_GRID_CODE = 10.0
 _LARGEST_GRID_SIDE = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
-    """How observations become vectors."""
-
-    width: int = 64
-    """Width of the encoder's hidden layer and of the vector it returns."""
-
-    image_channels: tuple[int, ...] = (16, 32, 64)
-    """Channels of the convolutions; further ones keep the last number."""
-
-    image_scale: float | None = None
-    """Images are divided by this. By default the upper bound of the space, but 10 for unsigned
-    bytes of at most 16 x 16: such images are grids of small codes, as MiniGrid's."""
-
-    def __post_init__(self) -> None:
-        """Raise `ValueError` for sizes and scales that no encoder can have."""
-        if self.width < 1:
-            raise ValueError(f"width must be >= 1, got {self.width}")
-        if not self.image_channels or min(self.image_channels) < 1:
-            raise ValueError(
-                f"image_channels must be one or more numbers >= 1, got {list(self.image_channels)}"
-            )
-        if self.image_scale is not None and self.image_scale <= 0:
-            raise ValueError(f"image_scale must be > 0, got {self.image_scale}")
 
 
 class Encoder(nn.Module, ABC):

@@ -17,6 +17,7 @@ from scipy import stats
 
 from doxastic.agents.agent import Agent
 from doxastic.agents.collector import EnvironmentFailure, check_autoreset
+from doxastic.agents.config import EvaluationConfig as EvaluationConfig
 from doxastic.agents.encoders import to_tensors
 from doxastic.agents.policy import ActorCritic
 from doxastic.envs.make import EnvConfig, make_vector_env
@@ -26,33 +27,6 @@ MAX_BATCHED_ENVS = 1024
 MAX_SINGLE_ENVS = 64
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """Which episodes an agent is evaluated on."""
-
-    noise: tuple[float, ...] | None = None
-    """Levels of hidden noise, each evaluated on the same episodes; None for the noise the
-    environment has by itself."""
-
-    episodes: int = 256
-    """Episodes per level."""
-
-    deterministic: bool = True
-    """Take the most probable action instead of a random one."""
-
-    seed: int = 1_000_000
-    """Seed of the first episode, away from those of training."""
-
-    def __post_init__(self) -> None:
-        """Raise `ValueError` where a field breaks its contract."""
-        if self.episodes < 1:
-            raise ValueError(f"evaluation.episodes is {self.episodes}; expected at least 1.")
-        if self.noise is not None and (not self.noise or min(self.noise) < 0):
-            raise ValueError(
-                f"evaluation.noise is {self.noise}; expected levels of at least 0, or None."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

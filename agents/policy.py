@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -16,26 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from doxastic.agents.action_heads import build_action_head
-from doxastic.agents.encoders import EncoderConfig, Observation, build_encoder
+from doxastic.agents.config import EncoderConfig, PolicyConfig
+from doxastic.agents.encoders import Observation, build_encoder
 from doxastic.memory.base import Memory
-
-
-@dataclass(frozen=True, kw_only=True)
-class PolicyConfig:
-    """What stands between the memory's features and the two heads."""
-
-    hidden_size: int = 64
-    """Width of the body's layers."""
-
-    hidden_layers: int = 1
-    """Number of the body's layers, each linear and tanh."""
-
-    def __post_init__(self) -> None:
-        """Raise `ValueError` for sizes that no network can have."""
-        if self.hidden_size < 1:
-            raise ValueError(f"hidden_size must be >= 1, got {self.hidden_size}")
-        if self.hidden_layers < 1:
-            raise ValueError(f"hidden_layers must be >= 1, got {self.hidden_layers}")
 
 
 class ActorCritic(nn.Module):

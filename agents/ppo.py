@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from doxastic.agents.collector import Collector
+from doxastic.agents.config import PPOConfig
 from doxastic.agents.losses import build_loss, estimate_advantages
 from doxastic.agents.normalization import ObservationNormalizer, value_statistics
 from doxastic.agents.optimization import (
@@ -27,79 +27,6 @@ from doxastic.agents.optimization import (
     set_learning_rate,
 )
 from doxastic.agents.policy import ActorCritic
-
-
-@dataclass(frozen=True, kw_only=True)
-class PPOConfig:
-    """Settings of proximal policy optimisation (Schulman et al., arXiv 1707.06347)."""
-
-    learning_rate: float = 2e-3
-    """Adam's step size at the top of its schedule."""
-
-    anneal_learning_rate: bool = True
-    """Lower the learning rate linearly to 0 over the run."""
-
-    warmup_updates: int = 5
-    """Updates over which the learning rate rises linearly to its top; 0 for none."""
-
-    segment_steps: int = 64
-    """Steps of each environment between updates, over which gradients flow through time."""
-
-    epochs: int = 4
-    """Passes over the rollout per update."""
-
-    minibatches: int = 4
-    """Parts into which the environments are shuffled in each epoch; time is never split."""
-
-    clip: float = 0.2
-    """Half width of the interval around 1 outside which the probability ratio is clipped."""
-
-    value_coefficient: float = 0.5
-    """Weight of the squared error of the value."""
-
-    clip_value: bool = False
-    """Clip the value's change to `clip` as well."""
-
-    entropy_coefficient: float = 0.01
-    """Weight of the entropy bonus."""
-
-    anneal_entropy: bool = True
-    """Lower the entropy's weight linearly to 0 over the run."""
-
-    discount: float = 0.99
-    """Discount of future rewards per step, in [0, 1]."""
-
-    gae_lambda: float = 0.95
-    """Decay of the generalised advantage estimate, in [0, 1]."""
-
-    max_grad_norm: float = 0.5
-    """Norm over all parameters to which gradients are scaled down."""
-
-    target_kl: float | None = None
-    """Stop an update before the first minibatch whose approximate divergence from the
-    acting policy exceeds this; None never stops."""
-
-    normalize_advantage: bool = True
-    """Give the advantages of each rollout mean 0 and standard deviation 1."""
-
-    normalize_value: bool = True
-    """Let the value head learn returns scaled by their running mean and deviation."""
-
-    normalize_observation: bool = False
-    """Scale observations by running statistics of all episodes."""
-
-    def __post_init__(self) -> None:
-        """Raise `ValueError` where a field breaks its contract."""
-        for name in ("segment_steps", "epochs", "minibatches"):
-            _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("learning_rate", "clip", "max_grad_norm"):
-            _check(name, getattr(self, name), getattr(self, name) > 0, "above 0")
-        for name in ("warmup_updates", "value_coefficient", "entropy_coefficient"):
-            _check(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
-        for name in ("discount", "gae_lambda"):
-            _check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        _check("target_kl", self.target_kl, self.target_kl is None or self.target_kl > 0, "above 0")
-
 
 MEASURED = (
     "loss_policy",
@@ -351,8 +278,3 @@ class PPO:
 
 def _mean(values: Collection[float]) -> float:
     return sum(values) / len(values) if values else math.nan
-
-
-def _check(name: str, value: object, holds: bool, contract: str) -> None:
-    if not holds:
-        raise ValueError(f"ppo.{name} is {value}; expected {contract}.")

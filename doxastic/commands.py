@@ -1,4 +1,8 @@
-"""The commands of the command line: their options, read by tyro, and what they call."""
+"""The commands of the command line: their options, read by tyro, and what they call.
+
+What trains and what draws is imported once the options are read, so that help and refusals do
+not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,17 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 import yaml
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from doxastic.configuration import ConfigError, from_dict
-from doxastic.experiment import Experiment, load_preset
-from doxastic.plotting import Reference
+from doxastic.experiment import DEFAULT_PRESET, Experiment, load_preset
+
+if TYPE_CHECKING:
+    from doxastic.plotting import Reference
 
 Options = TypeVar("Options")
 
@@ -72,14 +78,12 @@ class PlotOptions:
 
 def train(words: Sequence[str]) -> None:
     """Run `doxastic train`: the preset first, then what overrides it."""
-    from doxastic import training
-
     words = list(words)
     preset = words.pop(0) if words and not words[0].startswith("-") else None
     description = (
         "Train an agent, evaluate it over noise levels and draw the figures.\n\n"
         "usage: doxastic train [PRESET] [OPTIONS]. PRESET is a name or a path to a YAML file; "
-        f"without one it is {training.DEFAULT_PRESET}, or, if --env.id is given, the defaults "
+        f"without one it is {DEFAULT_PRESET}, or, if --env.id is given, the defaults "
         "below. Options override the preset.\n\n"
         "examples:\n"
         "  doxastic train sequential-test-hard --seed 1\n"
@@ -90,7 +94,9 @@ def train(words: Sequence[str]) -> None:
     options = _parse(
         TrainOptions, words, "doxastic train", description, default=TrainOptions(experiment=base)
     )
-    training.train(
+    from doxastic.training import train as train_experiment
+
+    train_experiment(
         options.experiment,
         run_dir=options.run_dir,
         resume=options.resume,
@@ -117,6 +123,7 @@ def evaluate(words: Sequence[str]) -> None:
 def plot(words: Sequence[str]) -> None:
     """Run `doxastic plot`."""
     options = _parse(PlotOptions, words, "doxastic plot", PlotOptions.__doc__)
+    from doxastic.disk import RunError
     from doxastic.results import plot_runs
     from doxastic.runs import RunFolder
 
@@ -127,18 +134,22 @@ def plot(words: Sequence[str]) -> None:
             f"--labels names {len(options.labels)} runs; expected one name for each of the "
             f"{len(options.runs)} runs"
         )
-    plot_runs(
+    figures = plot_runs(
         [RunFolder(run) for run in options.runs],
         labels=options.labels,
         references=[_reference(text) for text in options.reference],
         output=options.output,
     )
+    if not figures:
+        raise RunError(
+            f"there is nothing to draw in {', '.join(map(str, options.runs))}: no training episode "
+            "has ended and no noise levels were tested; train on, or run doxastic evaluate --noise"
+        )
 
 
 def _base_experiment(preset: str | None, words: Sequence[str]) -> Experiment:
     """Return what the options override: a run to resume, a preset, or the defaults."""
-    from doxastic.runs import RunFolder
-    from doxastic.training import DEFAULT_PRESET, run_and_checkpoint
+    from doxastic.runs import RunFolder, run_and_checkpoint
 
     run = _value_of("--resume", words)
     if run is not None:
@@ -163,6 +174,8 @@ def _value_of(option: str, words: Sequence[str]) -> str | None:
 
 
 def _reference(text: str) -> Reference:
+    from doxastic.plotting import Reference
+
     label, _, value = text.rpartition("=")
     try:
         return Reference(label=label or text, value=float(value))

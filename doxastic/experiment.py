@@ -7,19 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import torch
 
 from doxastic import configuration
-from doxastic.agents.encoders import EncoderConfig
-from doxastic.agents.evaluation import EvaluationConfig
-from doxastic.agents.policy import ActorCritic, PolicyConfig
-from doxastic.agents.ppo import PPOConfig
+from doxastic.agents.config import EncoderConfig, EvaluationConfig, PolicyConfig, PPOConfig
 from doxastic.configuration import ConfigError, preset_names
 from doxastic.envs.make import EnvConfig
 from doxastic.memory.build import MemoryConfig, build_memory
+
+if TYPE_CHECKING:
+    from doxastic.agents.policy import ActorCritic
+
+DEFAULT_PRESET = "noisy-cartpole"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +34,9 @@ class Experiment:
     """Seed of the weights, the environments and the sampled actions."""
     device: str = "cpu"
     """Where the network runs: cpu, cuda, cuda:1, ..."""
-    threads: int = 2
-    """Threads for arithmetic on the CPU; never more than there are cores."""
+    threads: int = 1
+    """Threads for arithmetic on the CPU; never more than there are cores. A second one makes
+    networks this small no faster, and much slower where another process wants the core."""
     total_steps: int = 500_000
     """Environment steps of the whole run, counted over all environments."""
     checkpoint_updates: int = 10
@@ -134,6 +137,9 @@ def build_agent(
     Raises:
         ValueError: If a space cannot be encoded or acted in.
     """
+    # Imported here: it brings TorchRL's tensordict, for which help and messages should not wait.
+    from doxastic.agents.policy import ActorCritic
+
     with torch.random.fork_rng():
         torch.manual_seed(experiment.seed)
         memory = build_memory(experiment.memory, experiment.encoder.width)

@@ -74,7 +74,7 @@ def plot_runs(
     output: Path | None = None,
     shown: bool = True,
 ) -> list[Path]:
-    """Draw the noise sweep and the learning curve of runs and return the paths.
+    """Draw the noise sweep and the learning curve of runs and return the paths, if any.
 
     Args:
         runs: Run folders; each appears in the figures for which it has data.
@@ -85,7 +85,7 @@ def plot_runs(
         shown: Whether to print the paths.
 
     Raises:
-        RunError: If no run has anything to draw, or the folder cannot be written.
+        RunError: If the folder cannot be written.
     """
     names = list(labels) or [run.path.resolve().name for run in runs]
     experiments = [from_dict(run.config) for run in runs]
@@ -104,11 +104,6 @@ def plot_runs(
     if any(math.isfinite(value) for curve in curves for value in curve.returns):
         title = f"{about}: return during training"
         figures["learning.png"] = plot_learning_curves(curves, title=title)
-    if not figures and shown:
-        raise RunError(
-            f"there is nothing to draw yet in {', '.join(str(run.path) for run in runs)}: "
-            "no episode has ended and there is no evaluation.json; train on, or evaluate first"
-        )
     folder = output or (runs[0].path if len(runs) == 1 else Path())
     return [_save(figure, folder / name, shown) for name, figure in figures.items()]
 

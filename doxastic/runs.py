@@ -244,6 +244,13 @@ class RunFolder:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+def run_and_checkpoint(path: Path) -> tuple[Path, str]:
+    """Return the run folder and the checkpoint's name for a run or a checkpoint folder."""
+    if path.parent.name == "checkpoints":
+        return path.parent.parent, path.name
+    return path, "last"
+
+
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 

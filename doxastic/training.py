@@ -19,6 +19,7 @@ from doxastic.checkpoints import Checkpoint, CheckpointError
 from doxastic.configuration import ConfigError, dump_yaml
 from doxastic.envs.make import make_vector_env
 from doxastic.experiment import (
+    DEFAULT_PRESET,
     Experiment,
     build_agent,
     from_dict,
@@ -29,10 +30,8 @@ from doxastic.experiment import (
 )
 from doxastic.loop import Loop
 from doxastic.progress import make_reporter
-from doxastic.runs import RunFolder
+from doxastic.runs import RunFolder, run_and_checkpoint
 from doxastic.spaces import check_same_space
-
-DEFAULT_PRESET = "noisy-cartpole"
 
 # What a resumed run may change: the rest would make the saved weights or statistics unfit.
 _CHANGEABLE = ("total_steps", "device", "threads", "checkpoint_updates", "ppo", "evaluation")
@@ -191,13 +190,6 @@ def _check_changes(saved: Experiment, wanted: Experiment, run: RunFolder) -> Non
             f"{', '.join(changed)} differs from {run.path / 'config.yaml'}; a resumed run may "
             f"change only {', '.join(_CHANGEABLE)}. Train a new run for the rest."
         )
-
-
-def run_and_checkpoint(path: Path) -> tuple[Path, str]:
-    """Return the run folder and the checkpoint's name for a run or a checkpoint folder."""
-    if path.parent.name == "checkpoints":
-        return path.parent.parent, path.name
-    return path, "last"
 
 
 def _group(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

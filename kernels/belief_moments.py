@@ -7,14 +7,13 @@ import math
 import torch
 from torch import Tensor
 
+from doxastic.kernels.checks import can_fuse, check_rank, check_reset, check_tensor
 from doxastic.kernels.moments import weighted_moments
 
 # Largest decay per step, e^(-0.6065) = 0.545, as in RWKV-7.
 DECAY_SCALE = math.exp(-0.5)
 # |kappa| is at most this: a single step's evidence lies between e^-8 and e^8.
 LOG_WEIGHT_LIMIT = 8.0
-# A spread is never taken to be smaller: the log variance stays finite after one observation.
-SPREAD_FLOOR = 1e-3
 
 
 def belief_moments(
@@ -25,7 +24,7 @@ def belief_moments(
     With (z, kappa, omega) the thirds of `raw`, per channel:
 
         n, mean, s^2 = weighted_moments(z, clamp(kappa, -8, 8), -e^(-1/2) sigmoid(omega))
-        variance = (s^2 + 1e-3) / (prior + n)
+        variance = posterior_variance(s^2, n, prior)
 
     Args:
         raw: `[B, T, 3 M]`.
@@ -38,16 +37,36 @@ def belief_moments(
         value, log_weight.clamp(-LOG_WEIGHT_LIMIT, LOG_WEIGHT_LIMIT),
         -DECAY_SCALE * decay.sigmoid(), state=state, reset=reset,
     )  # fmt: skip
-    return mean, (spread + SPREAD_FLOOR) / (prior + evidence), evidence, state
+    return mean, posterior_variance(spread, evidence, prior), evidence, state
+
+
+def posterior_variance(spread: Tensor, evidence: Tensor, prior: Tensor) -> Tensor:
+    """Return the posterior variance of a mean, `[..., M]`, above 0.
+
+    The noise is estimated from the spread and, worth `prior` steps, a variance of 1; the mean is
+    known as well as all the evidence makes it:
+
+        variance = (prior + n s^2) / (prior + n) / (prior + n)
+
+    Without the 1, a single step, which has no spread, would count as certainty.
+
+    Args:
+        spread: Weighted variance s^2 of the values around their mean.
+        evidence: Sum of weights n.
+        prior: Above 0.
+    """
+    total = prior + evidence
+    return (prior + evidence * spread) / total.square()
 
 
 def belief_features(mean: Tensor, variance: Tensor, evidence: Tensor) -> Tensor:
-    """Return mean, log variance, log(1 + evidence) and mean / sqrt(mean^2 + variance).
+    """Return mean, log deviation, log(1 + evidence) / 2 and mean / sqrt(mean^2 + variance).
 
     `[..., 4 M]` from three `[..., M]`; the last is the mean in deviations, bounded by -1 and 1.
+    Halving the logarithms (a deviation is half a log variance) keeps all four of one size.
     """
     ratio = mean * torch.rsqrt(mean.square() + variance)
-    return torch.cat([mean, variance.log(), evidence.log1p(), ratio], dim=-1)
+    return torch.cat([mean, 0.5 * variance.log(), 0.5 * evidence.log1p(), ratio], dim=-1)
 
 
 def belief_moments_features(
@@ -56,21 +75,26 @@ def belief_moments_features(
     """Return `belief_features` of `belief_moments`, `[B, T, 4 M]`, and the state.
 
     In float32 on the CPU this is one fused operation.
+
+    Args:
+        raw: `[B, T, 3 M]`.
+        prior: `[M]`, above 0.
+        state: `[B, 3, M]`: evidence, mean, spread.
+        reset: `[B, T]` bool.
+
+    Raises:
+        ValueError: A shape, dtype or device does not fit.
     """
-    if _is_fusible(raw, prior):
+    check_rank("raw", raw, "[B, T, 3 M]", 3)
+    check_rank("prior", prior, "[M]", 1)
+    batch, steps, size = *raw.shape[:2], prior.numel()
+    check_tensor("raw", raw, "[B, T, 3 M]", (batch, steps, 3 * size), prior, "prior")
+    check_tensor("state", state, "[B, 3, M]", (batch, 3, size), raw, "raw and prior")
+    check_reset(reset, "[B, T]", (batch, steps), raw)
+    if can_fuse(size, raw, prior, state):
         from doxastic.kernels.cpu.belief_moments import FusedBeliefMoments
 
         features: tuple[Tensor, Tensor] = FusedBeliefMoments.apply(raw, prior, state, reset)
         return features
     mean, variance, evidence, state = belief_moments(raw, prior, state=state, reset=reset)
     return belief_features(mean, variance, evidence), state
-
-
-def _is_fusible(raw: Tensor, prior: Tensor) -> bool:
-    if raw.device.type != "cpu" or raw.dtype != torch.float32 or torch.compiler.is_compiling():
-        return False
-    try:
-        from doxastic.kernels.cpu.simd import LANES
-    except ImportError:
-        return False
-    return prior.shape[0] % LANES == 0

@@ -122,6 +122,26 @@ def automatic(operation: str, device: torch.device, dtype: torch.dtype, obstacle
     return "chunked"
 
 
+def can_fuse(width: int, *tensors: Tensor) -> bool:
+    """Return whether a fused CPU kernel may take these tensors, float32 on the CPU all of them.
+
+    The kernels read addresses, which a graph being compiled has not.
+
+    Args:
+        width: The innermost width, which must be whole vectors.
+        tensors: Every float tensor that the kernel would read.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if not all(x.dtype is torch.float32 and x.is_cpu for x in tensors):
+        return False
+    try:
+        from doxastic.kernels.cpu.simd import LANES
+    except ImportError:
+        return False
+    return width % LANES == 0
+
+
 def log_once(message: str) -> None:
     """Log a warning the first time this message comes; compiled graphs stay silent."""
     if not torch.compiler.is_compiling() and message not in _logged:

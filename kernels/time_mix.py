@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from doxastic.kernels.checks import can_fuse, check_rank, check_reset, check_tensor
 from doxastic.kernels.wkv7 import wkv7
 
 # log w = -e^(-1/2) sigmoid(decay): the decay w of a step lies in (0.545, 1).
@@ -46,11 +46,17 @@ def time_mix(
         state: Matrix state `[B, H, V, K]` before the first step.
         reset: `[B, T]` bool.
 
+    Raises:
+        ValueError: A shape, dtype or device does not fit.
+
     Source:
         RWKV-LM, RWKV-v7/rwkv_v7_numpy.py.
     """
+    sequences = {"r": r, "decay": decay, "k": k, "v": v, "rate": rate, "gate": gate}
+    vectors = {"k_k": k_k, "k_a": k_a, "norm_weight": norm_weight, "norm_bias": norm_bias}
+    _check(sequences, vectors, r_k, state, reset)
     parameters = (k_k, k_a, r_k, norm_weight, norm_bias)
-    if _is_fusible(r, r_k):
+    if can_fuse(r_k.shape[1], *sequences.values(), *parameters, state):
         from doxastic.kernels.cpu.time_mix import FusedTimeMix
 
         fused: tuple[Tensor, Tensor] = FusedTimeMix.apply(
@@ -60,14 +66,22 @@ def time_mix(
     return _composed(r, decay, k, v, rate, gate, *parameters, norm_eps, state, reset)
 
 
-def _is_fusible(r: Tensor, r_k: Tensor) -> bool:
-    if r.device.type != "cpu" or r.dtype != torch.float32 or torch.compiler.is_compiling():
-        return False
-    try:
-        from doxastic.kernels.cpu.simd import LANES
-    except ImportError:
-        return False
-    return r_k.shape[1] % LANES == 0
+def _check(
+    sequences: dict[str, Tensor], vectors: dict[str, Tensor], r_k: Tensor, state: Tensor,
+    reset: Tensor,
+) -> None:  # fmt: skip
+    """Raise `ValueError` unless every argument of `time_mix` fits r and r_k."""
+    r = sequences["r"]
+    check_rank("r", r, "[B, T, C]", 3)
+    check_rank("r_k", r_k, "[H, K]", 2)
+    for name, x in sequences.items():
+        check_tensor(name, x, "[B, T, C]", r.shape, r, "r")
+    heads, size = r_k.shape
+    check_tensor("r_k", r_k, "[H, K]", (r.shape[2] // size, size), r, "r")
+    for name, x in vectors.items():
+        check_tensor(name, x, "[C]", (heads * size,), r, "r_k")
+    check_tensor("state", state, "[B, H, V, K]", (r.shape[0], heads, size, size), r, "r and r_k")
+    check_reset(reset, "[B, T]", r.shape[:2], r)
 
 
 def _composed(

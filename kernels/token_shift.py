@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from doxastic.kernels.checks import can_fuse, check_rank, check_reset, check_tensor
+
 
 def shift_mix(x: Tensor, previous: Tensor, reset: Tensor, mix: Tensor) -> tuple[Tensor, ...]:
     """Return `x_t + (x_{t-1} - x_t) mix[g]` for each of the G rows of `mix`, each `[B, T, C]`.
@@ -17,25 +19,24 @@ def shift_mix(x: Tensor, previous: Tensor, reset: Tensor, mix: Tensor) -> tuple[
         reset: `[B, T]` bool; true at `t` means that `x_{t-1}` counts as zero.
         mix: `[G, C]`; 0 takes the current input, 1 the previous one.
 
+    Raises:
+        ValueError: A shape, dtype or device does not fit.
+
     Source:
         RWKV-LM, RWKV-v7/rwkv_v7_numpy.py.
     """
-    if _is_fusible(x):
+    check_rank("x", x, "[B, T, C]", 3)
+    check_rank("mix", mix, "[G, C]", 2)
+    batch, _, width = x.shape
+    check_tensor("previous", previous, "[B, C]", (batch, width), x, "x")
+    check_tensor("mix", mix, "[G, C]", (mix.shape[0], width), x, "x")
+    check_reset(reset, "[B, T]", x.shape[:2], x)
+    if can_fuse(width, x, previous, mix):
         from doxastic.kernels.cpu.token_shift import FusedShiftMix
 
         mixed: tuple[Tensor, ...] = FusedShiftMix.apply(x, previous, reset, mix)
         return mixed
     return _composed(x, previous, reset, mix)
-
-
-def _is_fusible(x: Tensor) -> bool:
-    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():
-        return False
-    try:
-        from doxastic.kernels.cpu.simd import LANES
-    except ImportError:
-        return False
-    return x.shape[-1] % LANES == 0
 
 
 def _composed(x: Tensor, previous: Tensor, reset: Tensor, mix: Tensor) -> tuple[Tensor, ...]:

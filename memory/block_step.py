@@ -1,14 +1,15 @@
-"""The acting step of a block: its parameters handed to the compiled kernel without copies."""
+"""The acting step of a core: its parameters handed to the compiled kernel without copies."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from doxastic.kernels.checks import log_once
 from doxastic.memory.block import Block
 from doxastic.memory.state import StateLayout
 
@@ -59,9 +60,25 @@ class BlockStep:
         """Return whether width, head and hidden width are whole vectors of `lanes`."""
         return all(size % lanes == 0 for size in self._sizes[:3])
 
+    def addresses(self) -> list[int] | None:
+        """Return where the parameters are, or None, logged once, if the kernel cannot read them."""
+        try:
+            tensors = [parameters[name] for parameters, name in self._slots]
+        except KeyError:
+            _log("a parameter was replaced by a computed one")
+            return None
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        if addresses != self._seen:
+            if not all(map(_is_readable, tensors)):
+                _log("a parameter is not contiguous float32 on the CPU")
+                return None
+            self._seen = addresses
+        return addresses
+
     def __call__(
-        self, x: Tensor, state: Tensor, reset: Tensor, v_first: Tensor, out: Tensor, new: Tensor
-    ) -> None:
+        self, x: Tensor, state: Tensor, reset: Tensor, v_first: Tensor, out: Tensor, new: Tensor,
+        addresses: list[int],
+    ) -> None:  # fmt: skip
         """Write the block's output and its parts of the new state.
 
         Args:
@@ -71,6 +88,7 @@ class BlockStep:
             v_first: `[B, C]`, written by the first layer and read by later ones.
             out: `[B, C]`, written.
             new: `[B, S]`, written.
+            addresses: From `addresses`.
         """
         if self._run is None:
             from doxastic.kernels.cpu.block_step import run_block_step
@@ -78,20 +96,8 @@ class BlockStep:
             self._run = run_block_step
         self._run(
             reset.numel(), (*self._sizes, *self._places, *self._flags, self._eps),
-            (x, state, reset, v_first, out, new), self._addresses(),
+            (x, state, reset, v_first, out, new), addresses,
         )  # fmt: skip
-
-    def _addresses(self) -> list[int]:
-        tensors = [parameters[name] for parameters, name in self._slots]
-        addresses = [tensor.data_ptr() for tensor in tensors]
-        if addresses != self._seen:
-            if not all(tensor.is_contiguous() for tensor in tensors):
-                raise ValueError(
-                    "a parameter of the block is not contiguous; expected the layout it was "
-                    "built with. Assign a contiguous copy."
-                )
-            self._seen = addresses
-        return addresses
 
 
 def _slot(block: Block, path: str) -> tuple[dict[str, Any], str]:
@@ -100,23 +106,95 @@ def _slot(block: Block, path: str) -> tuple[dict[str, Any], str]:
     return block.get_submodule(owner)._parameters, name
 
 
-def can_step(x: Tensor) -> bool:
-    """Return whether the compiled step may serve this input `[B, 1, C]` now."""
+def _is_readable(tensor: Tensor) -> bool:
+    return tensor.dtype is torch.float32 and tensor.is_cpu and tensor.is_contiguous()
+
+
+def _log(reason: str) -> None:
+    log_once(f"the acting step of the RWKV-7 core is not compiled: {reason}.")
+
+
+def can_step(x: Tensor, state: Tensor) -> bool:
+    """Return whether the compiled step may serve this input `[B, 1, C]` and state now."""
     return (
         not torch.is_grad_enabled()
         and type(x) is Tensor
         and x.dtype is torch.float32
-        and x.device.type == "cpu"
+        and state.dtype is torch.float32
+        and x.is_cpu
+        and state.is_cpu
         and not torch.compiler.is_compiling()
         # Inside a functorch transform (vmap, grad) tensors have no data of their own.
         and torch._C._functorch.peek_interpreter_stack() is None
     )
 
 
-def build_steps(
-    blocks: nn.ModuleList, layout: StateLayout, closing: nn.LayerNorm
-) -> list[BlockStep] | None:
-    """Return the acting steps of all blocks, or None where the kernel cannot serve them.
+class CoreStep:
+    """Takes one step of a whole core, a compiled call a block.
+
+    A core that is no longer as it was built, with a replaced submodule, a parametrised weight or a
+    hook, has no compiled step: its modules run instead.
+
+    Args:
+        core: What holds the blocks and the closing layer norm, as `blocks` and `ln_out`.
+        blocks: The blocks.
+        closing: The layer norm after the last one.
+        layout: Layout of the state.
+    """
+
+    def __init__(
+        self, core: nn.Module, blocks: Sequence[Block], closing: nn.LayerNorm, layout: StateLayout
+    ) -> None:
+        last = len(blocks) - 1
+        self._steps = [
+            BlockStep(block, layout, layer, closing, layer == last)
+            for layer, block in enumerate(blocks)
+        ]
+        self._links = _links(core, "blocks") + _links(core, "ln_out")
+
+    def fits(self, lanes: int) -> bool:
+        """Return whether every width is whole vectors of `lanes`."""
+        return all(step.fits(lanes) for step in self._steps)
+
+    def __call__(self, x: Tensor, state: Tensor, reset: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return output and new state, or None, logged once, if the modules have to run.
+
+        Args:
+            x: `[B, 1, C]`.
+            state: `[B, S]`.
+            reset: `[B, 1]` bool.
+        """
+        for children, name, child in self._links:
+            if children.get(name) is not child:
+                _log("a submodule was replaced")
+                return None
+            if child._forward_hooks or child._forward_pre_hooks:
+                _log("a submodule has a forward hook")
+                return None
+        places = [addresses for step in self._steps if (addresses := step.addresses())]
+        if len(places) < len(self._steps):
+            return None
+        x, state, reset = x.contiguous(), state.contiguous(), reset.contiguous()
+        new, out, v_first = torch.empty_like(state), torch.empty_like(x), torch.empty_like(x)
+        for step, addresses in zip(self._steps, places, strict=True):
+            step(x, state, reset, v_first, out, new, addresses)
+            x = out
+        return out, new
+
+
+def _links(
+    parent: nn.Module, name: str
+) -> list[tuple[dict[str, nn.Module | None], str, nn.Module]]:
+    """Return child `name` and all below it: who holds it, under which key, and itself."""
+    child = parent.get_submodule(name)
+    below = [link for key, _ in child.named_children() for link in _links(child, key)]
+    return [(parent._modules, name, child), *below]
+
+
+def build_step(
+    core: nn.Module, blocks: Sequence[Block], closing: nn.LayerNorm, layout: StateLayout
+) -> CoreStep | None:
+    """Return the core's acting step, or None where the kernel cannot serve it.
 
     It needs numba, and widths of whole vectors.
     """
@@ -124,9 +202,5 @@ def build_steps(
         from doxastic.kernels.cpu.simd import LANES
     except ImportError:
         return None
-    last = len(blocks) - 1
-    steps = [
-        BlockStep(block, layout, layer, closing, layer == last)  # type: ignore[arg-type]
-        for layer, block in enumerate(blocks)
-    ]
-    return steps if all(step.fits(LANES) for step in steps) else None
+    step = CoreStep(core, blocks, closing, layout)
+    return step if step.fits(LANES) else None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from doxastic.memory.base import Memory, check_inputs
 from doxastic.memory.block import Block
-from doxastic.memory.block_step import BlockStep, build_steps, can_step
+from doxastic.memory.block_step import CoreStep, build_step, can_step
 from doxastic.memory.state import StateLayout
 
 
@@ -55,29 +54,20 @@ class RWKV7Memory(Memory):
         )
         self._parts = tuple(blocks[0].state_shapes())
         self.state_size = self.layout.size
-        self._steps: list[BlockStep] | None = build_steps(self.blocks, self.layout, self.ln_out)
+        self._step: CoreStep | None = build_step(self, blocks, self.ln_out, self.layout)
 
     def forward(self, x: Tensor, state: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features `[B, T, C]` and the state after the last step `[B, S]`."""
         check_inputs(self, x, state, reset)
-        if self._steps and x.shape[1] == 1 and can_step(x):
-            return self._step(self._steps, self.projection(x), state, reset)
+        x, v_first = self.projection(x), None
+        if self._step and x.shape[1] == 1 and can_step(x, state):
+            stepped = self._step(x, state, reset)
+            if stepped:
+                return stepped
         parts = self.layout.split(state)
         new: dict[str, Tensor] = {}
-        x, v_first = self.projection(x), None
         for layer, block in enumerate(self.blocks):
             own = {name: parts[f"{layer}.{name}"] for name in self._parts}
             x, own, v_first = block(x, own, reset, v_first)
             new.update({f"{layer}.{name}": own[name] for name in self._parts})
         return self.ln_out(x), self.layout.join(new)
-
-    def _step(
-        self, steps: list[BlockStep], x: Tensor, state: Tensor, reset: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return what `forward` returns for a single step, one compiled call a block."""
-        x, state, reset = x.contiguous(), state.contiguous(), reset.contiguous()
-        new, out, v_first = torch.empty_like(state), torch.empty_like(x), torch.empty_like(x)
-        for step in steps:
-            step(x, state, reset, v_first, out, new)
-            x = out
-        return out, new

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from doxastic.kernels.belief_moments import (
     DECAY_SCALE,
-    SPREAD_FLOOR,
     belief_features,
     belief_moments,
     belief_moments_features,
+    posterior_variance,
 )
 from doxastic.kernels.moments import weighted_moments
 
@@ -68,6 +68,10 @@ class Readout(nn.Module, ABC):
         return features, state
 
 
+def _positive(x: Tensor) -> Tensor:
+    return F.softplus(x) + 1e-3
+
+
 def _required(state: Tensor | None) -> Tensor:
     if state is None:
         raise ValueError("state is None; expected [B, 3, N] for a readout with a state.")
@@ -80,7 +84,8 @@ class MomentsReadout(Readout):
     With value z, evidence log-weight kappa and log-decay omega, all linear in h:
 
         n_t = e^omega n_{t-1} + e^kappa,  mean = sum of weights z / n,
-        s^2 = weighted variance around the mean,  variance = (s^2 + floor) / (prior + n)
+        s^2 = weighted variance around the mean,
+        variance = (prior + n s^2) / (prior + n)^2
 
     The spread s^2 alone estimates the noise; over the evidence it is an uncertainty.
 
@@ -102,7 +107,7 @@ class MomentsReadout(Readout):
         self, h: Tensor, state: Tensor | None, reset: Tensor
     ) -> tuple[Belief, Tensor | None]:
         """Return the belief and the moments after the last step."""
-        raw, prior, state = self.projection(h), F.softplus(self.prior), _required(state)
+        raw, prior, state = self.projection(h), _positive(self.prior), _required(state)
         mean, variance, evidence, state = belief_moments(raw, prior, state=state, reset=reset)
         return Belief(mean, variance, evidence), state
 
@@ -110,7 +115,7 @@ class MomentsReadout(Readout):
         self, h: Tensor, state: Tensor | None, reset: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Return the features of the belief and the moments after the last step."""
-        raw, prior, state = self.projection(h), F.softplus(self.prior), _required(state)
+        raw, prior, state = self.projection(h), _positive(self.prior), _required(state)
         return belief_moments_features(raw, prior, state=state, reset=reset)
 
 
@@ -120,7 +125,7 @@ class PrecisionReadout(Readout):
     As in Bayesian linear regression with a diagonal precision: each step's evidence goes to the
     coordinates of its key, kk^2 alpha, and a unit query q reads
 
-        mean = sum_j q_j m_j,  variance = sum_j q_j^2 (s_j^2 + floor) / (prior + n_j)
+        mean = sum_j q_j m_j,  variance = sum_j q_j^2 posterior_variance(s_j^2, n_j)
 
     with n, m, s^2 the decayed evidence, mean and spread of every coordinate.
 
@@ -151,7 +156,7 @@ class PrecisionReadout(Readout):
         mean, spread, evidence, state = weighted_moments(
             value, log_weight, log_decay, state=state, reset=reset
         )
-        variance = (spread + SPREAD_FLOOR) / (F.softplus(self.prior) + evidence)
+        variance = posterior_variance(spread, evidence, _positive(self.prior))
         q = F.normalize(query.view(shape), dim=-1)
         square = q.square()
         belief = Belief(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from doxastic.kernels.checks import can_fuse
 from doxastic.kernels.time_mix import time_mix
 from doxastic.kernels.token_shift import shift_mix
 from doxastic.memory import initialization
@@ -95,6 +96,8 @@ class TimeMix(nn.Module):
             reset: `[B, T]` bool.
             v_first: Values of the first layer, `[B, T, C]`; None in the first layer itself.
         """
+        if can_fuse(self.head_size, x, wkv, self.w0):
+            return self._fused(x, shift, wkv, reset, v_first)
         mixes = torch.stack([self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g])
         x_r, x_w, x_k, x_v, x_a, x_g = shift_mix(x, shift, reset, mixes)
         decay = _affine(torch.tanh(x_w @ self.w1), self.w2, self.w0)
@@ -113,6 +116,22 @@ class TimeMix(nn.Module):
             state=wkv, reset=reset,
         )  # fmt: skip
         return F.linear(y, self.output.weight), wkv, v_first
+
+    def _fused(
+        self, x: Tensor, shift: Tensor, wkv: Tensor, reset: Tensor, v_first: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `forward` returns, as one operation: float32 on the CPU."""
+        from doxastic.kernels.cpu.layers import time_mix_layer
+
+        residual = () if v_first is None else (self.v0, self.v1, self.v2)
+        out, wkv, value = time_mix_layer(
+            x, shift, wkv, reset, v_first, self.ln_x.eps,
+            self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g,
+            self.w0, self.w1, self.w2, self.a0, self.a1, self.a2, self.g1, self.g2,
+            self.receptance.weight, self.key.weight, self.value.weight, self.output.weight,
+            self.k_k, self.k_a, self.r_k, self.ln_x.weight, self.ln_x.bias, *residual,
+        )  # fmt: skip
+        return out, wkv, value if v_first is None else v_first
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -71,6 +71,18 @@ def test_training_compares_whole_loops_and_measures_the_rollout(tmp_path: Path) 
     assert [target["least"] for target in data["targets"]] == [None, 4.0, 4.0, 1.0, 1.0, 8.0]
 
 
+def test_a_process_grows_by_less_than_300_megabytes_for_a_large_rollout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # By its own name: the fresh process that measures has to find the module again.
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    measured = importlib.import_module("rollout_memory").rollout_memory(256, 128, 4, 32)
+    if measured["growth_rollout"] is None:
+        pytest.skip("this system does not tell a process's peak memory in /proc")
+    assert measured["memory_state"] > 256 * 4 * 32 * 32 * 4 / 1e6
+    assert measured["tensors"] < measured["growth_rollout"] < 300
+
+
 def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = load("kernels", monkeypatch)
     case = kernels.wkv7_case((2, 9, 2, 16))

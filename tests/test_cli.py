@@ -56,6 +56,21 @@ def test_help_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
+@pytest.mark.parametrize("words", [["train", "--help"], ["train", "--ppo.lerning-rate", "1"]])
+def test_help_and_refusals_do_not_wait_for_what_trains_and_draws(words):
+    code = (
+        "import sys; from doxastic.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'matplotlib', 'scipy', 'stable_baselines3', 'tensordict', 'torchrl'}\n"
+        "print('loaded:', *heavy & set(sys.modules))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.splitlines()[-1] == "loaded:"
+
+
 def test_the_version_is_shown(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"doxastic {__version__}\n"
@@ -116,6 +131,16 @@ def test_plot_puts_several_runs_into_one_figure(run, tmp_path, capsys):
     assert main([*words, "--output", str(tmp_path)]) == 0
     assert capsys.readouterr().out.split()[0] == str(tmp_path / "evaluation.png")
     assert (tmp_path / "evaluation.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_run_in_which_no_episode_ended_ends_well_and_has_nothing_to_draw(tmp_path, capsys):
+    folder = tmp_path / "run"
+    words = ["train", "--env.id", "Acrobot-v1", "--run-dir", str(folder), *SMALL]
+    assert main(words) == 0
+    assert not list(folder.glob("*.png"))
+    assert (folder / "evaluation.json").exists()
+    assert main(["plot", str(folder)]) == 1
+    assert "there is nothing to draw" in capsys.readouterr().err
 
 
 def test_resume_goes_on_with_more_steps(run, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from doxastic.kernels.belief_moments import DECAY_SCALE, LOG_WEIGHT_LIMIT, SPREAD_FLOOR
+from doxastic.kernels.belief_moments import DECAY_SCALE, LOG_WEIGHT_LIMIT
 from doxastic.kernels.cpu.common import ONE, TWO, ZERO, compiled
 from doxastic.kernels.cpu.simd import (
     LANES,
@@ -34,7 +34,7 @@ from doxastic.kernels.cpu.threads import run
 
 SCALE = np.float32(-DECAY_SCALE)
 LIMIT = np.float32(LOG_WEIGHT_LIMIT)
-FLOOR = np.float32(SPREAD_FLOOR)
+HALF = np.float32(0.5)
 
 
 @compiled
@@ -69,10 +69,11 @@ def _forward(first, last, T, M, p_raw, p_prior, p_state, p_reset, p_features, p_
                 store(moments, o, n)
                 store(moments, o + M, mean)
                 store(moments, o + 2 * M, spread)
-                variance = div(add(spread, splat(FLOOR)), add(load(prior, m), n))
+                total = add(load(prior, m), n)
+                variance = div(fma(n, spread, load(prior, m)), mul(total, total))
                 store(features, p, mean)
-                store(features, p + M, log(variance))
-                store(features, p + 2 * M, log(add(one, n)))
+                store(features, p + M, mul(splat(HALF), log(variance)))
+                store(features, p + 2 * M, mul(splat(HALF), log(add(one, n))))
                 store(features, p + 3 * M, div(mean, sqrt(fma(mean, mean, variance))))
             store(final, c, n)
             store(final, c + M, mean)
@@ -116,19 +117,21 @@ def _backward(
             for t in range(T - 1, -1, -1):
                 o, p = (row * T + t) * 3 * M + m, (row * T + t) * 4 * M + m
                 n, mean, spread = load(moments, o), load(moments, o + M), load(moments, o + 2 * M)
-                # The features: mean, log variance, log(1 + n), mean / sqrt(mean^2 + variance).
+                # Mean, log(variance) / 2, log(1 + n) / 2 and mean / sqrt(mean^2 + variance),
+                # with variance = (prior + n spread) / total^2 and total = prior + n.
                 total = add(load(prior, m), n)
-                variance = div(add(spread, splat(FLOOR)), total)
+                variance = div(fma(n, spread, load(prior, m)), mul(total, total))
                 square = fma(mean, mean, variance)
                 cube = div(load(dfeatures, p + 3 * M), mul(square, sqrt(square)))
                 dmean = add(dmean, fma(cube, variance, load(dfeatures, p)))
                 dvariance = div(load(dfeatures, p + M), variance)
-                dvariance = sub(dvariance, mul(mul(splat(np.float32(0.5)), cube), mean))
-                dratio = div(dvariance, total)
-                dspread = add(dspread, dratio)
-                dtotal = mul(dratio, variance)
-                dprior_m = sub(dprior_m, dtotal)
-                dn = sub(add(dn, div(load(dfeatures, p + 2 * M), add(one, n))), dtotal)
+                dvariance = mul(splat(HALF), sub(dvariance, mul(cube, mean)))
+                dsum = div(dvariance, mul(total, total))
+                dtotal = mul(splat(TWO), div(mul(dvariance, variance), total))
+                dspread = fma(dsum, n, dspread)
+                dprior_m = add(dprior_m, sub(dsum, dtotal))
+                dlog = div(mul(splat(HALF), load(dfeatures, p + 2 * M)), add(one, n))
+                dn = add(dn, add(dlog, sub(mul(dsum, spread), dtotal)))
                 # The moments, from those before this step.
                 if reset[row * T + t]:
                     n_0, mean_0, spread_0 = splat(ZERO), splat(ZERO), splat(ZERO)

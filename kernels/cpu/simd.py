@@ -272,7 +272,7 @@ def exp(typing: Any, x: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def log(typing: Any, x: Any) -> Any:
-    """Return ln x to 2 ulp, for normal x > 0."""
+    """Return ln x to 2 ulp, for normal x > 0; infinity and NaN stay what they are."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         # x = 2^n m with m in [sqrt(1/2), sqrt(2)): take n from the exponent of x / sqrt(1/2).
@@ -292,9 +292,12 @@ def log(typing: Any, x: Any) -> Any:
         value = builder.fmul(builder.fmul(value, f), square)
         value = builder.fsub(value, builder.fmul(square, _constant(0.5)))
         exponent = builder.sitofp(n, _VECTOR)
-        return builder.fadd(
+        value = builder.fadd(
             builder.fadd(f, value), builder.fmul(exponent, _constant(0.6931471805599453))
         )
+        # Unordered: true for NaN too.
+        endless = builder.fcmp_unordered(">=", args[0], _constant(float("inf")))
+        return builder.select(endless, args[0], value)
 
     return vector(vector), build
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import torch
@@ -39,7 +39,11 @@ def run(kernel: Callable[..., None], chains: int, work: int, *args: Any) -> None
         _get_pool().submit(kernel, first, last, *values)
         for first, last in itertools.pairwise(borders[1:])
     ]
-    kernel(borders[0], borders[1], *values)
+    try:
+        kernel(borders[0], borders[1], *values)
+    finally:
+        # Whoever fails, no thread may outlive the tensors it writes to.
+        wait(others)
     for other in others:
         other.result()
 

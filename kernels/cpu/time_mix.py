@@ -223,70 +223,78 @@ def _before_backward(
             store(ddecay, o + i, mul(load(dw, o + i), slope_w))
 
 
+def forward(
+    r: Tensor, decay: Tensor, k: Tensor, v: Tensor, rate: Tensor, gate: Tensor,
+    k_k: Tensor, k_a: Tensor, r_k: Tensor, weight: Tensor, bias: Tensor, eps: float,
+    state: Tensor, reset: Tensor,
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:  # fmt: skip
+    """Return the output, the final state and what `backward` needs; all contiguous."""
+    (B, T), (H, K) = reset.shape, r_k.shape
+    w, key, a, b, u, y, out = r.new_empty(7, *r.shape).unbind(0)
+    stored, final = r.new_empty(B, -(-T // wkv7.CHUNK), H, K, K), torch.empty_like(state)
+    tensors: tuple[Tensor, ...] = (decay, k, rate, k_k, k_a, w, key, a, b)
+    run(_before, B, 12 * r.numel(), T, H, K, *tensors)
+    tensors = (r, w, key, v, a, b, state, reset, y, u, stored, final)
+    run(wkv7._forward, B * H, 5 * r.numel() * K, H, T, K, K, *tensors)
+    tensors = (y, r, key, v, gate, r_k, weight, bias, out)
+    run(_after, B, 6 * r.numel(), T, H, K, np.float32(eps), *tensors)
+    kept = (
+        r, decay, k, v, rate, gate, k_k, k_a, r_k, weight, bias, reset,
+        w, key, a, b, u, y, stored,
+    )  # fmt: skip
+    return out, final, kept
+
+
+def backward(
+    dout: Tensor, dfinal: Tensor, eps: float, kept: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """Return the gradients of what `forward` takes, in its order, but eps and reset."""
+    (
+        r, decay, k, v, rate, gate, k_k, k_a, r_k, weight, bias, reset,
+        w, key, a, b, u, y, stored,
+    ) = kept  # fmt: skip
+    dout, dfinal = dout.contiguous(), dfinal.contiguous()
+    (B, T), (H, K) = reset.shape, r_k.shape
+    (
+        dy, dr, dr_bonus, dkey, dkey_bonus, dv, dv_bonus, dgate, dw, da, db, ddecay, dk, drate,
+    ) = r.new_empty(14, *r.shape).unbind(0)  # fmt: skip
+    sums, dstate = r.new_zeros(5, B, H * K), torch.empty_like(dfinal)
+    dr_k, dweight, dbias, dk_k, dk_a = sums.unbind(0)
+    tensors: tuple[Tensor, ...] = (
+        dout, y, r, key, v, gate, r_k, weight, bias,
+        dy, dr_bonus, dkey_bonus, dv_bonus, dgate, dr_k, dweight, dbias,
+    )  # fmt: skip
+    run(_after_backward, B, 20 * r.numel(), T, H, K, np.float32(eps), *tensors)
+    tensors = (
+        dy, dfinal, r, w, key, v, a, b, reset, u, stored, dr, dw, dkey, dv, da, db, dstate,
+    )  # fmt: skip
+    run(wkv7._backward, B * H, 13 * r.numel() * K, H, T, K, K, *tensors)
+    tensors = (
+        dw, dkey, dkey_bonus, da, db, decay, k, rate, k_k, k_a, ddecay, dk, drate, dk_k, dk_a,
+    )  # fmt: skip
+    run(_before_backward, B, 25 * r.numel(), T, H, K, *tensors)
+    dr_k, dweight, dbias, dk_k, dk_a = sums.sum(1).unbind(0)
+    return (
+        dr.add_(dr_bonus), ddecay, dk, dv.add_(dv_bonus), drate, dgate,
+        dk_k, dk_a, dr_k.view(H, K), dweight, dbias, dstate,
+    )  # fmt: skip
+
+
 class FusedTimeMix(torch.autograd.Function):
     """`time_mix` in float32 on the CPU, for heads of whole vectors."""
 
     @staticmethod
-    def forward(
-        ctx: Any, r: Tensor, decay: Tensor, k: Tensor, v: Tensor, rate: Tensor, gate: Tensor,
-        k_k: Tensor, k_a: Tensor, r_k: Tensor, weight: Tensor, bias: Tensor, eps: float,
-        state: Tensor, reset: Tensor,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Return the output and the final state; keep what the backward needs."""
-        r, decay, k, v, rate, gate, state, reset = (
-            x.contiguous() for x in (r, decay, k, v, rate, gate, state, reset)
-        )
-        k_k, k_a, r_k, weight, bias = (x.contiguous() for x in (k_k, k_a, r_k, weight, bias))
-        (B, T, _), (H, K) = r.shape, r_k.shape
-        w, key, a, b, u, y, out = (torch.empty_like(r) for _ in range(7))
-        stored, final = r.new_empty(B, -(-T // wkv7.CHUNK), H, K, K), torch.empty_like(state)
-        tensors: tuple[Tensor, ...] = (decay, k, rate, k_k, k_a, w, key, a, b)
-        run(_before, B, 12 * r.numel(), T, H, K, *tensors)
-        tensors = (r, w, key, v, a, b, state, reset, y, u, stored, final)
-        run(wkv7._forward, B * H, 5 * r.numel() * K, H, T, K, K, *tensors)
-        tensors = (y, r, key, v, gate, r_k, weight, bias, out)
-        run(_after, B, 6 * r.numel(), T, H, K, np.float32(eps), *tensors)
-        ctx.save_for_backward(
-            r, decay, k, v, rate, gate, k_k, k_a, r_k, weight, bias, reset,
-            w, key, a, b, u, y, stored,
-        )  # fmt: skip
-        ctx.eps = eps
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+        """Return the output and the final state; `args` are those of `forward` above."""
+        given: list[Any] = [x.contiguous() if isinstance(x, Tensor) else x for x in args]
+        out, final, kept = forward(*given)
+        ctx.save_for_backward(*kept)
+        ctx.eps = args[11]
         return out, final
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of all tensors but `reset`."""
-        (
-            r, decay, k, v, rate, gate, k_k, k_a, r_k, weight, bias, reset,
-            w, key, a, b, u, y, stored,
-        ) = ctx.saved_tensors  # fmt: skip
-        dout, dfinal = dout.contiguous(), dfinal.contiguous()
-        (B, T, C), (H, K) = r.shape, r_k.shape
-        dy, dr, dr_bonus, dkey, dkey_bonus, dv, dv_bonus, dgate = (
-            torch.empty_like(r) for _ in range(8)
-        )
-        dw, da, db, ddecay, dk, drate = (torch.empty_like(r) for _ in range(6))
-        sums = r.new_zeros(5, B, C)
-        dr_k, dweight, dbias, dk_k, dk_a = sums.unbind(0)
-        tensors: tuple[Tensor, ...] = (
-            dout, y, r, key, v, gate, r_k, weight, bias,
-            dy, dr_bonus, dkey_bonus, dv_bonus, dgate, dr_k, dweight, dbias,
-        )  # fmt: skip
-        run(_after_backward, B, 20 * r.numel(), T, H, K, np.float32(ctx.eps), *tensors)
-        dstate = torch.empty_like(dfinal)
-        tensors = (
-            dy, dfinal, r, w, key, v, a, b, reset, u, stored,
-            dr, dw, dkey, dv, da, db, dstate,
-        )  # fmt: skip
-        run(wkv7._backward, B * H, 13 * r.numel() * K, H, T, K, K, *tensors)
-        tensors = (
-            dw, dkey, dkey_bonus, da, db, decay, k, rate, k_k, k_a,
-            ddecay, dk, drate, dk_k, dk_a,
-        )  # fmt: skip
-        run(_before_backward, B, 25 * r.numel(), T, H, K, *tensors)
-        dr_k, dweight, dbias, dk_k, dk_a = sums.sum(1).unbind(0)
-        return (
-            dr.add_(dr_bonus), ddecay, dk, dv.add_(dv_bonus), drate, dgate,
-            dk_k, dk_a, dr_k.view(H, K), dweight, dbias, None, dstate, None,
-        )  # fmt: skip
+        *gradients, dstate = backward(dout, dfinal, ctx.eps, ctx.saved_tensors)
+        return *gradients, None, dstate, None

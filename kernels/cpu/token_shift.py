@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -68,6 +69,27 @@ def _mix_backward(
                 store(dmix, (row * G + g) * C + i, dmix_i)
 
 
+def forward(x: Tensor, previous: Tensor, reset: Tensor, mix: Tensor) -> Tensor:
+    """Return the G mixed inputs, `[G, B, T, C]`; all contiguous."""
+    (B, T, C), G = x.shape, mix.shape[0]
+    out = x.new_empty(G, B, T, C)
+    run(_mix, B, G * x.numel(), T, C, G, x.numel(), x, previous, reset, mix, out)
+    return out
+
+
+def backward(
+    x: Tensor, previous: Tensor, reset: Tensor, mix: Tensor, grads: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of x, previous and mix; `grads` are those of the mixed inputs."""
+    (B, T, C), G = x.shape, mix.shape[0]
+    dx, dprevious, dmix = torch.zeros_like(x), torch.zeros_like(previous), x.new_empty(B, G, C)
+    kept = [grad.contiguous() for grad in grads]
+    addresses = tuple(grad.data_ptr() for grad in kept)
+    tensors = (x, previous, reset, mix, addresses, dx, dprevious, dmix)
+    run(_mix_backward, B, 3 * G * x.numel(), T, C, *tensors)
+    return dx, dprevious, dmix.sum(0)
+
+
 class FusedShiftMix(torch.autograd.Function):
     """`shift_mix` in float32 on the CPU, for widths of whole vectors."""
 
@@ -76,23 +98,14 @@ class FusedShiftMix(torch.autograd.Function):
         ctx: Any, x: Tensor, previous: Tensor, reset: Tensor, mix: Tensor
     ) -> tuple[Tensor, ...]:
         """Return the G mixed inputs."""
-        x, previous, reset, mix = (z.contiguous() for z in (x, previous, reset, mix))
-        (B, T, C), G = x.shape, mix.shape[0]
-        out = x.new_empty(G, B, T, C)
-        tensors = (x, previous, reset, mix, out)
-        run(_mix, B, G * x.numel(), T, C, G, x.numel(), *tensors)
-        ctx.save_for_backward(x, previous, reset, mix)
-        return out.unbind(0)
+        tensors = [z.contiguous() for z in (x, previous, reset, mix)]
+        ctx.save_for_backward(*tensors)
+        return forward(*tensors).unbind(0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, previous and mix."""
         x, previous, reset, mix = ctx.saved_tensors
-        (B, T, C), G = x.shape, mix.shape[0]
-        dx, dprevious, dmix = torch.zeros_like(x), torch.zeros_like(previous), x.new_empty(B, G, C)
-        kept = [grad.contiguous() for grad in grads]
-        addresses = tuple(grad.data_ptr() for grad in kept)
-        tensors = (x, previous, reset, mix, addresses, dx, dprevious, dmix)
-        run(_mix_backward, B, 3 * G * x.numel(), T, C, *tensors)
-        return dx, dprevious, None, dmix.sum(0)
+        dx, dprevious, dmix = backward(x, previous, reset, mix, grads)
+        return dx, dprevious, None, dmix

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from doxastic.kernels.cpu.common import ONE, ZERO, compiled, padded, whole
+from doxastic.kernels.cpu.common import ZERO, compiled, padded, whole
 from doxastic.kernels.cpu.simd import (
     LANES,
     flags,
@@ -230,15 +230,19 @@ def _step(first, last, H, K, V, p_r, p_decay, p_k, p_v, p_a, p_b, p_state, p_res
     reset = flags(p_reset)
     for chain in range(first, last):
         o, p = chain * K, chain * V
-        keep = splat(ZERO if reset[chain // H] else ONE)
+        # A branch, not a product: neither NaN nor infinity of the old state passes a reset.
+        fresh = reset[chain // H]
         for j in range(V):
             e = (p + j) * K
             u = splat(ZERO)
-            for i in range(0, K, LANES):
-                u = fma(mul(load(state, e + i), keep), load(a, o + i), u)
+            if not fresh:
+                for i in range(0, K, LANES):
+                    u = fma(load(state, e + i), load(a, o + i), u)
             u, v_j, y_j = splat(total(u)), spread(v, p + j), splat(ZERO)
             for i in range(0, K, LANES):
-                s = mul(mul(load(state, e + i), keep), load(decay, o + i))
+                s = splat(ZERO)
+                if not fresh:
+                    s = mul(load(state, e + i), load(decay, o + i))
                 s = fma(u, load(b, o + i), s)
                 s = fma(v_j, load(k, o + i), s)
                 store(new, e + i, s)

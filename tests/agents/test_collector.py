@@ -20,6 +20,7 @@ from doxastic.agents.policy import ActorCritic, PolicyConfig
 from doxastic.envs.cartpole import CartPole
 from doxastic.envs.gymnasium import POMDPVectorEnv
 from doxastic.memory.baselines import GRUMemory
+from doxastic.memory.build import MemoryConfig, build_memory
 
 
 class Counting(gym.Env):
@@ -289,8 +290,17 @@ def test_an_environment_without_a_state_starts_anew_and_says_so(
 
 
 def test_large_rollouts_stay_below_300_megabytes() -> None:
-    # The state of a core of 4 heads, 32 wide, with its token shifts.
-    policy = SumPolicy(4 * 32 * 32 + 2 * 4 * 32)
-    collector = Collector(policy, vector(*[lambda: Counting(10)] * 256), 128)
-    # The segment's rows and the sequences stacked from them are there at the same time.
-    assert 2 * sum(x.nbytes for x in collector.collect().values(True, True)) < 300e6
+    env = cartpole(256)
+    memory = build_memory(MemoryConfig(width=4 * 32, head_size=32), 16)
+    policy = ActorCritic(
+        env.single_observation_space,
+        env.single_action_space,
+        EncoderConfig(width=16),
+        memory,
+        PolicyConfig(hidden_size=16),
+    )
+    rollout = Collector(policy, env, 128).collect()
+    assert rollout["state"].shape == (256, memory.state_size)
+    # The segment's rows and the sequences made from them are there at the same time; what the
+    # whole process grows by is measured in tests/test_benchmarks.py.
+    assert 2 * sum(x.nbytes for x in rollout.values(True, True)) < 300e6

@@ -1,0 +1,138 @@
+"""Whole layers on the CPU as one differentiable operation each, from shift to last projection.
+
+At the sizes of reinforcement learning a third of a layer's time goes by between its operations:
+autograd's bookkeeping over one small tensor after another. Here forward and backward are
+written out over the compiled loops and PyTorch's matrix products. Letters: N = B T tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from doxastic.kernels.cpu import time_mix, token_shift
+
+tanh_backward = torch.ops.aten.tanh_backward
+sigmoid_backward = torch.ops.aten.sigmoid_backward
+
+
+def time_mix_layer(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Return output `[B, T, C]`, final state and the value before its residual `[B, T, C]`.
+
+    `args` are x, shift, state, reset, v_first (or None), the group norm's eps, and the
+    parameters: x_r, x_w, x_k, x_v, x_a, x_g, w0, w1, w2, a0, a1, a2, g1, g2, the weights of
+    receptance, key, value and output, k_k, k_a, r_k, weight and bias of the group norm, and,
+    given v_first, v0, v1, v2. See `doxastic.memory.time_mix.TimeMix` for their meaning.
+    """
+    outputs: tuple[Tensor, Tensor, Tensor] = _TimeMixLayer.apply(*args)
+    return outputs
+
+
+def channel_mix_layer(*args: Tensor) -> Tensor:
+    """Return `[B, T, C]`; `args` are x, shift, reset, x_k and the weights of key and value."""
+    output: Tensor = _ChannelMixLayer.apply(*args)
+    return output
+
+
+class _TimeMixLayer(torch.autograd.Function):
+    """The time mix of `doxastic.memory.time_mix`, float32, for heads of whole vectors."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, shift: Tensor, state: Tensor, reset: Tensor, v_first: Tensor | None,
+        eps: float, *parameters: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Return what `time_mix_layer` returns; keep what the backward needs."""
+        w0, w1, w2, a0, a1, a2, g1, g2, W_r, W_k, W_v, W_o = parameters[6:18]
+        k_k, k_a, r_k, weight, bias = parameters[18:23]
+        x, shift, state, reset = (z.contiguous() for z in (x, shift, state, reset))
+        mix = torch.stack(parameters[:6])
+        X = token_shift.forward(x, shift, reset, mix).flatten(1, 2)
+        x_r, x_w, x_k, x_v, x_a, x_g = X.unbind(0)
+        r, k, value = x_r @ W_r.t(), x_k @ W_k.t(), x_v @ W_v.t()
+        low_w, low_a, low_g = (x_w @ w1).tanh_(), x_a @ a1, (x_g @ g1).sigmoid_()
+        decay, rate, gate = torch.addmm(w0, low_w, w2), torch.addmm(a0, low_a, a2), low_g @ g2
+        v, low_v, share = value, None, None
+        if v_first is not None:
+            v0, v1, v2 = parameters[23:]
+            low_v = x_v @ v1
+            share = torch.addmm(v0, low_v, v2).sigmoid_()
+            v = torch.lerp(value, v_first.reshape(v.shape), share)
+        z, final, kept = time_mix.forward(
+            r, decay, k, v, rate, gate, k_k, k_a, r_k, weight, bias, eps, state, reset
+        )
+        ctx.eps, ctx.number_kept = eps, len(kept)
+        ctx.save_for_backward(
+            *kept, x, shift, mix, X, v_first, value, low_w, low_a, low_g, low_v, share, z,
+            *parameters,
+        )  # fmt: skip
+        return (z @ W_o.t()).view(x.shape), final, value.view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, dout: Tensor, dfinal: Tensor, dvalue: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """Return the gradients of everything but `reset` and `eps`."""
+        kept, rest = ctx.saved_tensors[: ctx.number_kept], ctx.saved_tensors[ctx.number_kept :]
+        x, shift, mix, X, v_first, value, low_w, low_a, low_g, low_v, share, z, *rest = rest
+        _, w1, w2, _, a1, a2, g1, g2, W_r, W_k, W_v, W_o = rest[6:18]
+        x_r, x_w, x_k, x_v, x_a, x_g = X.unbind(0)
+        dout = dout.reshape(z.shape)
+        dr, ddecay, dk, dv, drate, dgate, *inner, dstate = time_mix.backward(
+            dout @ W_o, dfinal, ctx.eps, kept
+        )
+        dX, dv_first = torch.empty_like(X), None
+        residual: tuple[Tensor, ...] = ()
+        if v_first is not None:
+            _, v1, v2 = rest[23:]
+            dshare = sigmoid_backward(dv * (v_first.reshape(value.shape) - value), share)
+            dlow_v = dshare @ v2.t()
+            residual = (dshare.sum(0), x_v.t() @ dlow_v, low_v.t() @ dshare)
+            dv_first = (dv * share).view(x.shape)
+            dv = torch.addcmul(dv, dv, share, value=-1.0)
+        dv = dv.add_(dvalue.reshape(dv.shape))
+        dlow_w = tanh_backward(ddecay @ w2.t(), low_w)
+        dlow_a, dlow_g = drate @ a2.t(), sigmoid_backward(dgate @ g2.t(), low_g)
+        pairs = ((dr, W_r), (dlow_w, w1.t()), (dk, W_k), (dv, W_v), (dlow_a, a1.t()))
+        for dx_c, (gradient, weight) in zip(dX, (*pairs, (dlow_g, g1.t())), strict=True):
+            torch.mm(gradient, weight, out=dx_c)
+        if v_first is not None:
+            dX[3].addmm_(dlow_v, v1.t())
+        dx, dshift, dmix = token_shift.backward(x, shift, kept[11], mix, dX.unbind(0))
+        return (
+            dx, dshift, dstate, None, dv_first, None, *dmix.unbind(0),
+            ddecay.sum(0), x_w.t() @ dlow_w, low_w.t() @ ddecay,
+            drate.sum(0), x_a.t() @ dlow_a, low_a.t() @ drate,
+            x_g.t() @ dlow_g, low_g.t() @ dgate,
+            dr.t() @ x_r, dk.t() @ x_k, dv.t() @ x_v, dout.t() @ z, *inner, *residual,
+        )  # fmt: skip
+
+
+class _ChannelMixLayer(torch.autograd.Function):
+    """The channel mix of `doxastic.memory.channel_mix`, float32, for widths of whole vectors."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, shift: Tensor, reset: Tensor, x_k: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
+        """Return the output `[B, T, C]`; keep what the backward needs."""
+        x, shift, reset, mix = (z.contiguous() for z in (x, shift, reset, x_k.unsqueeze(0)))
+        mixed = token_shift.forward(x, shift, reset, mix).view(-1, x.shape[2])
+        positive = (mixed @ key.t()).relu_()
+        hidden = positive.square()
+        ctx.save_for_backward(x, shift, reset, mix, mixed, positive, hidden, key, value)
+        return (hidden @ value.t()).view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of everything but `reset`."""
+        x, shift, reset, mix, mixed, positive, hidden, key, value = ctx.saved_tensors
+        dout = dout.reshape(mixed.shape)
+        dinner = (dout @ value).mul_(positive).mul_(2.0)
+        dx, dshift, dmix = token_shift.backward(x, shift, reset, mix, (dinner @ key,))
+        return dx, dshift, None, dmix[0], dinner.t() @ mixed, dout.t() @ hidden
