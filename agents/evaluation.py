@@ -139,7 +139,13 @@ def evaluate(
         episodes: Episodes per level.
         seed: Seed of the first episode.
         deterministic: Take the most probable action instead of a random one.
+
+    Raises:
+        ValueError: If `episodes` is below 1, or the environment or its noise cannot be had.
+        EnvironmentFailure: A return is not finite, or an episode does not end.
     """
+    if episodes < 1:
+        raise ValueError(f"episodes is {episodes}; expected at least 1.")
     limit = MAX_BATCHED_ENVS if env_config.id.startswith("doxastic/") else MAX_SINGLE_ENVS
     levels: tuple[float | None, ...] = (None,) if noise_levels is None else tuple(noise_levels)
     rows = []

@@ -11,20 +11,17 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from tensordict import TensorDict
-from torch import Tensor, nn
+from torch import Tensor
 
 from doxastic.agents.collector import Collector
 from doxastic.agents.config import PPOConfig
 from doxastic.agents.losses import build_loss, estimate_advantages
 from doxastic.agents.normalization import ObservationNormalizer, value_statistics
 from doxastic.agents.optimization import (
+    FlatAdam,
     TrainingDiverged,
-    build_optimizer,
     non_finite_gradients,
-    optimizer_tensors,
-    restore_optimizer,
     schedule,
-    set_learning_rate,
 )
 from doxastic.agents.policy import ActorCritic
 
@@ -87,8 +84,8 @@ class PPO:
             device=self.device,
             normalizer=self.observation_normalizer,
         )
-        self.optimizer = build_optimizer(self.policy)
-        self._parameters = list(self.policy.parameters())
+        self.optimizer = FlatAdam(self.policy)
+        self._learning_rate = config.learning_rate
         self._generator = torch.Generator().manual_seed(seed)
         self._loss = build_loss(
             self.policy,
@@ -122,7 +119,7 @@ class PPO:
             warmup=config.warmup_updates,
             anneal=config.anneal_learning_rate,
         )
-        set_learning_rate(self.optimizer, learning_rate)
+        self._learning_rate = learning_rate
         fall = schedule(self.updates, self.total_updates, anneal=config.anneal_entropy)
         self._loss.entropy_coeff.fill_(config.entropy_coefficient * fall)
         measured = self._learn(rollout)
@@ -194,8 +191,7 @@ class PPO:
         total = losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]
         self.optimizer.zero_grad()
         total.backward()
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients, foreach=True)
+        norm = self.optimizer.gradient_norm()
         # mean(ratio) - 1 - mean(log ratio): unlike -mean(log ratio) it is never negative.
         divergence = losses["mean_ratio"] - 1.0 + losses["kl_approx"]
         quantities = (
@@ -210,9 +206,7 @@ class PPO:
         self._require_finite(row)
         if self.config.target_kl is not None and row[3] > self.config.target_kl:
             return row, True
-        limit = self.config.max_grad_norm
-        nn.utils.clip_grads_with_norm_(self._parameters, limit, norm, foreach=True)
-        self.optimizer.step()
+        self.optimizer.step(self._learning_rate, norm, self.config.max_grad_norm)
         return row, False
 
     def _losses(self, minibatch: TensorDict) -> TensorDict:
@@ -246,7 +240,7 @@ class PPO:
         tensors, collector = self.collector.checkpoint()
         groups = {
             "policy": self.policy.state_dict(),
-            "optimizer": optimizer_tensors(self.optimizer, self.policy),
+            "optimizer": self.optimizer.tensors(),
             "value_statistics": self.value_statistics.state_dict(),
             "collector": tensors,
         }
@@ -268,7 +262,7 @@ class PPO:
             groups.setdefault(group, {})[name] = value
         self.updates = data["updates"]
         self.policy.load_state_dict(groups["policy"])
-        restore_optimizer(self.optimizer, self.policy, groups.get("optimizer", {}))
+        self.optimizer.restore(groups.get("optimizer", {}))
         self.value_statistics.load_state_dict(groups["value_statistics"])
         if self.observation_normalizer is not None:
             self.observation_normalizer.load_state_dict(groups["observation_normalizer"])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from doxastic.agents.encoders import EncoderConfig
 from doxastic.agents.losses import build_loss, estimate_advantages
-from doxastic.agents.optimization import TrainingDiverged, build_optimizer, schedule
+from doxastic.agents.optimization import FlatAdam, TrainingDiverged, schedule
 from doxastic.agents.policy import ActorCritic, PolicyConfig
 from doxastic.agents.ppo import PPO, PPOConfig
 from doxastic.envs.cartpole import CartPole
@@ -174,10 +174,36 @@ def test_schedules_warm_up_and_fall_to_zero() -> None:
 def test_a_memory_may_scale_the_learning_rate_of_its_parameters() -> None:
     policy = make_ppo().policy
     policy.memory.learning_rate_multipliers = {"rnn.bias*": 2.0}
-    optimizer = build_optimizer(policy)
-    doubled = {id(p) for g in optimizer.param_groups if g["multiplier"] == 2 for p in g["params"]}
-    assert doubled == {id(policy.memory.rnn.bias_ih_l0), id(policy.memory.rnn.bias_hh_l0)}
-    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(policy.parameters()))
+    optimizer = FlatAdam(policy)
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    for parameter in policy.parameters():
+        parameter.grad.fill_(1.0)
+    optimizer.step(1e-3, torch.ones(()), 1.0)
+    # Adam's first step moves every parameter by the learning rate.
+    for name, parameter in policy.named_parameters():
+        moved = (before[name] - parameter).detach()
+        expected = 2e-3 if "rnn.bias" in name else 1e-3
+        torch.testing.assert_close(moved, torch.full_like(moved, expected), rtol=1e-3, atol=1e-6)
+
+
+def test_flat_adam_steps_like_adam_over_separate_parameters() -> None:
+    torch.manual_seed(0)
+    one, other = (torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)) for _ in "ab")
+    other.load_state_dict(one.state_dict())
+    flat = FlatAdam(one)
+    reference = torch.optim.Adam(other.parameters(), lr=1e-2, eps=1e-5)
+    for step in range(5):
+        x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+        flat.zero_grad()
+        reference.zero_grad()
+        one(x).square().sum().backward()
+        other(x).square().sum().backward()
+        norm = torch.nn.utils.clip_grad_norm_(other.parameters(), 0.5)
+        torch.testing.assert_close(flat.gradient_norm(), norm)
+        flat.step(1e-2, flat.gradient_norm(), 0.5)
+        reference.step()
+    for ours, theirs in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_small_target_divergence_stops_the_update_early() -> None:
