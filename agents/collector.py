@@ -134,8 +134,8 @@ class Collector:
             raise EnvironmentFailure(
                 f"{self.name} raised {type(error).__name__} at {self._moment(step)}: {error}"
             ) from error
-        self._check("reward", reward, step)
-        self._check("observation", observation, step)
+        self._check("a reward", reward, step)
+        self._check("an observation", observation, step)
         self._rewards[step] = reward
         self._terminated[step] = terminated
         self._truncated[step] = truncated & ~terminated
@@ -158,7 +158,7 @@ class Collector:
             )
         rows = np.flatnonzero(self._truncated[step])
         final = final_observations(info["final_obs"], rows, self.env.single_observation_space)
-        self._check("final observation", final, step, rows)
+        self._check("a final observation", final, step, rows)
         self._pending.append((step, rows, final, self._state[torch.from_numpy(rows)]))
         if sum(len(entry[1]) for entry in self._pending) > self.env.num_envs:
             self._value_pending()
@@ -249,7 +249,7 @@ class Collector:
 
     def _start(self, seed: int) -> None:
         self._observation, info = self.env.reset(seed=seed)
-        self._check("observation", self._observation, -1)
+        self._check("an observation", self._observation, -1)
         self._reset = np.ones(self.env.num_envs, bool)
         self._state = self.policy.memory.initial_state(self.env.num_envs, self.device)
         self.episodes.begin(info)
@@ -265,7 +265,7 @@ class Collector:
         if bad is not None:
             index = bad if rows is None else int(rows[bad])
             raise EnvironmentFailure(
-                f"{self.name} gave a {what} that is not finite, in environment {index} at "
+                f"{self.name} gave {what} that is not finite, in environment {index} at "
                 f"{self._moment(step)}: {tree_map(lambda leaf: leaf[bad], value)}. Correct the "
                 "environment, or clip what it returns."
             )

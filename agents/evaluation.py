@@ -98,7 +98,7 @@ class Evaluation:
         )
         lines = [
             f"{'own' if level is None else format(level, 'g'):>8} {mean:10.3f} "
-            f"[{low:10.3f},{high:10.3f}] {iqm:10.3f} {length:8.1f}"
+            f"{f'[{low:.3f}, {high:.3f}]':>23} {iqm:10.3f} {length:8.1f}"
             for level, mean, (low, high), iqm, length in rows
         ]
         title = f"{self.env_id}: {self.returns.shape[1]} episodes per level, seed {self.seed}"

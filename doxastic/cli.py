@@ -113,6 +113,8 @@ _EXPLAINED = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
 
 def _one_line(error: Exception) -> str:
     message = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     if isinstance(error, _EXPLAINED):
         return message
     return f"{type(error).__name__}: {message} (unexpected; run again with --debug and report it)"

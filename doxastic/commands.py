@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Options = TypeVar("Options")
 
 _RULE = re.compile(r"[─-]{8,}$")
+_NO_TYPE = re.compile(r"no type matching {None}\|\W*(\w+).* could be instantiated from \[(.*)\]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +219,7 @@ def _flatten(frame: str, program: str) -> str:
     lines = [line.strip("│╭╮╰╯ ") for line in frame.splitlines()[1:]]
     blocks = "\n".join("" if _RULE.match(line) else line for line in lines).strip().split("\n\n")
     message = " ".join(blocks[0].split()).rstrip(".")
+    message = _NO_TYPE.sub(r"expected \1 or None, got \2", message)
     section = re.match(r"Error parsing experiment\.?(\w*): ", message)
     if section:
         message = message.removeprefix(section[0])

@@ -23,11 +23,12 @@ def disk_errors(folder: Path) -> Iterator[None]:
         remedies = {
             errno.ENOSPC: "free some space",
             errno.EDQUOT: "free some of your quota",
-            errno.EACCES: "choose a folder you may write with --run-dir",
-            errno.EROFS: "choose a folder you may write with --run-dir",
+            errno.EACCES: "change its permissions, or choose a folder you may write",
+            errno.EROFS: "choose a folder you may write",
         }
-        remedy = remedies.get(error.errno or 0, "check the folder, or choose another: --run-dir")
-        raise RunError(f"cannot write {error.filename or folder}: {reason}; {remedy}") from error
+        remedy = remedies.get(error.errno or 0, "check the folder, or choose another")
+        options = " (train: --run-dir, plot: --output)" if "choose" in remedy else ""
+        raise RunError(f"cannot write {folder}: {reason}; {remedy}{options}") from error
 
 
 def write_durably(path: Path, content: bytes) -> None:

@@ -167,8 +167,9 @@ def torch_device(name: str) -> torch.device:
 
 
 def _load(path: Path, source: str) -> Experiment:
+    data = configuration.read_yaml(path)
     try:
-        return from_dict(configuration.read_yaml(path))
+        return from_dict(data)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
 

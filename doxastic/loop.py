@@ -107,7 +107,8 @@ class Loop:
             raise RunError(f"{error}; {self._where_it_stands()}") from error
         except (TrainingDiverged, EnvironmentFailure) as error:
             self._save(snapshot)
-            raise TrainingStopped(f"{error} {self._where_it_stands()}") from error
+            reason = str(error).rstrip(".")
+            raise TrainingStopped(f"{reason}; {self._where_it_stands()}") from error
         except TrainingInterrupted as interrupted:
             self._save(snapshot)
             number = interrupted.signal_number

@@ -141,7 +141,7 @@ def _figure(title: str) -> tuple[Figure, Axes]:
     axes.tick_params(colors=_INK, length=0, pad=6)
     axes.xaxis.label.set_color(_INK)
     axes.yaxis.label.set_color(_INK)
-    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     return figure, axes
 
 
@@ -231,10 +231,11 @@ def _draw_curve(axes: Axes, curve: LearningCurve, color: str) -> None:
 
 
 def _running_mean(values: np.ndarray[Any, Any], width: int) -> np.ndarray[Any, Any]:
-    """Return the mean of each value and up to `width - 1` before it."""
+    """Return the mean of `width` values around each, of fewer at the ends; it does not lag."""
     total = np.cumsum(np.concatenate(([0.0], values)))
-    end = np.arange(1, len(values) + 1)
-    start = np.maximum(end - width, 0)
+    place = np.arange(len(values))
+    reach = np.minimum(width // 2, np.minimum(place, place[::-1]))
+    start, end = place - reach, place + reach + 1
     return (total[end] - total[start]) / (end - start)
 
 

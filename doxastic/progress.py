@@ -139,7 +139,7 @@ class _Bar:
             "train",
             total=total_steps,
             completed=start_step,
-            steps="",
+            steps=f"{start_step:,}",
             mean_return="-",
             speed="-",
             left="-:--",

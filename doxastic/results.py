@@ -59,9 +59,10 @@ def evaluate_run(
         settings.seed if seed is None else seed,
         deterministic=settings.deterministic,
     )
-    run.write("evaluation.json", evaluation.to_json().encode())
+    # The table first: a folder that cannot be written should not cost the episodes.
     if shown:
         print(f"\n{evaluation.table()}\n", flush=True)
+    run.write("evaluation.json", evaluation.to_json().encode())
     plot_runs([run], shown=shown)
     return evaluation
 

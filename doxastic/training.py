@@ -13,6 +13,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from doxastic.agents.agent import Agent
+from doxastic.agents.collector import EnvironmentFailure
 from doxastic.agents.normalization import ObservationNormalizer
 from doxastic.agents.ppo import PPO
 from doxastic.checkpoints import Checkpoint, CheckpointError
@@ -160,7 +161,13 @@ def _train(
         loop.train(experiment.total_steps)
     finally:
         reporter.close()
-    evaluate_run(run, agent=load(run.path, device=experiment.device), shown=progress)
+    saved = f"the training is saved; evaluate it with: doxastic evaluate {run.path}"
+    try:
+        evaluate_run(run, agent=load(run.path, device=experiment.device), shown=progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted in the evaluation; {saved}") from None
+    except EnvironmentFailure as error:
+        raise EnvironmentFailure(f"{str(error).rstrip('.')}; {saved}") from error
 
 
 def _as_experiment(experiment: Experiment | str | Path) -> Experiment:

@@ -11,7 +11,6 @@ from typing import Any
 import gymnasium
 import numpy.typing as npt
 from gymnasium import spaces
-from gymnasium.error import UnregisteredEnv
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import FlattenObservation
 
@@ -140,11 +139,7 @@ def _require_id(env_id: str) -> None:
     for prefix, package in _EXTRAS.items():
         if name.startswith(prefix):
             _import(package, f"Run: pip install 'doxastic[{package}]'.", env_id)
-    try:
-        known = name in gymnasium.registry or gymnasium.spec(name) is not None
-    except UnregisteredEnv:
-        known = False
-    if not known:
+    if name not in gymnasium.registry:
         nearest = difflib.get_close_matches(name, gymnasium.registry, n=3, cutoff=0.4)
         hint = f"The nearest ids are {', '.join(nearest)}." if nearest else "No id is near it."
         raise ValueError(

@@ -125,13 +125,14 @@ def automatic(operation: str, device: torch.device, dtype: torch.dtype, obstacle
 def can_fuse(width: int, *tensors: Tensor) -> bool:
     """Return whether a fused CPU kernel may take these tensors, float32 on the CPU all of them.
 
-    The kernels read addresses, which a graph being compiled has not.
+    The kernels read addresses, which a graph being compiled has not, of float32 numbers, which
+    products under autocast are not.
 
     Args:
         width: The innermost width, which must be whole vectors.
         tensors: Every float tensor that the kernel would read.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
     if not all(x.dtype is torch.float32 and x.is_cpu for x in tensors):
         return False

@@ -36,17 +36,20 @@ class BeliefMemory(Memory):
         head_size: Width of a head.
         channel_ratio: Hidden width of the channel mix over `width`.
         low_rank: Rank of the core's low-rank maps.
+        norm_eps: Of the time mix's group norm; None for the official one.
     """
 
     def __init__(
         self, input_size: int, width: int = 64, *,
         readout: ReadoutName = "moments", belief_size: int = 16, layers: int = 1,
         head_size: int = 16, channel_ratio: float = 2.0, low_rank: int = 8,
+        norm_eps: float | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.core = RWKV7Memory(
             input_size, width,
             layers=layers, head_size=head_size, channel_ratio=channel_ratio, low_rank=low_rank,
+            norm_eps=norm_eps,
         )  # fmt: skip
         self.readout = _build_readout(readout, width, belief_size, width // head_size)
         size = self.readout.size if self.readout else 0

@@ -18,15 +18,18 @@ class Block(nn.Module):
         layer: Index of the layer.
         layers: Number of layers.
         low_rank: Rank of the time mix's low-rank maps.
+        norm_eps: Of the time mix's group norm; None for the official one.
     """
 
     def __init__(
         self, width: int, head_size: int, hidden_size: int, *,
-        layer: int = 0, layers: int = 1, low_rank: int = 8,
+        layer: int = 0, layers: int = 1, low_rank: int = 8, norm_eps: float | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.ln1, self.ln2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.att = TimeMix(width, head_size, layer=layer, layers=layers, low_rank=low_rank)
+        self.att = TimeMix(
+            width, head_size, layer=layer, layers=layers, low_rank=low_rank, norm_eps=norm_eps
+        )
         self.ffn = ChannelMix(width, hidden_size, layer=layer, layers=layers)
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -37,6 +38,11 @@ class MemoryConfig:
     low_rank: int = 8
     """Rank of the core's low-rank maps."""
 
+    norm_eps: float | None = 1e4
+    """Added to the variance by the group norm of the core's heads; None for RWKV-7's own, tiny
+    one. Far above the variance it only centres: the size of what a head has gathered, which
+    says how much evidence there is, reaches the policy."""
+
     belief_size: int = 16
     """Belief channels M of the moments and the learned readout."""
 
@@ -54,8 +60,15 @@ class MemoryConfig:
         for name in ("width", "layers", "head_size", "low_rank", "belief_size", "window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"memory.{name} is {getattr(self, name)}; expected at least 1.")
-        if self.channel_ratio <= 0:
-            raise ValueError(f"memory.channel_ratio is {self.channel_ratio}; expected above 0.")
+        if self.norm_eps is not None and not 0 < self.norm_eps < math.inf:
+            raise ValueError(
+                f"memory.norm_eps is {self.norm_eps}; expected a finite number above 0, or null."
+            )
+        if not 0.5 < self.channel_ratio * self.width < math.inf:
+            raise ValueError(
+                f"memory.channel_ratio is {self.channel_ratio}; expected a finite number, at least "
+                f"1 / memory.width = {1 / self.width:.3g}, for one hidden channel."
+            )
         if self.kind == "belief" and self.width % self.head_size:
             raise ValueError(
                 f"memory.width is {self.width}; expected a multiple of memory.head_size = "
@@ -77,4 +90,5 @@ def build_memory(config: MemoryConfig, input_size: int) -> Memory:
         input_size, config.width,
         readout=config.readout, belief_size=config.belief_size, layers=config.layers,
         head_size=config.head_size, channel_ratio=config.channel_ratio, low_rank=config.low_rank,
+        norm_eps=config.norm_eps,
     )  # fmt: skip

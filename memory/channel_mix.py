@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from doxastic.kernels.checks import can_fuse
 from doxastic.kernels.token_shift import shift_mix
 from doxastic.memory import initialization
+from doxastic.memory.linear import are_plain
 
 
 class ChannelMix(nn.Module):
@@ -33,11 +34,10 @@ class ChannelMix(nn.Module):
 
     def forward(self, x: Tensor, shift: Tensor, reset: Tensor) -> Tensor:
         """Return `[B, T, C]` from x `[B, T, C]`, the input before it `[B, C]` and resets."""
-        weights = (self.x_k, self.key.weight, self.value.weight)
-        if can_fuse(x.shape[-1], x, *weights):
+        if can_fuse(x.shape[-1], x, shift, self.x_k) and are_plain(self.key, self.value):
             from doxastic.kernels.cpu.layers import channel_mix_layer
 
-            return channel_mix_layer(x, shift, reset, *weights)
+            return channel_mix_layer(x, shift, reset, self.x_k, self.key.weight, self.value.weight)
         (mixed,) = shift_mix(x, shift, reset, self.x_k.unsqueeze(0))
         hidden: Tensor = torch.relu(self.key(mixed)).square()
         output: Tensor = self.value(hidden)

@@ -22,6 +22,7 @@ class RWKV7Memory(Memory):
         head_size: Width of a head.
         channel_ratio: Hidden width of the channel mix over `width`.
         low_rank: Rank of the time mix's low-rank maps.
+        norm_eps: Of the time mix's group norm; None for the official one.
 
     Source:
         RWKV-LM, RWKV-v7/rwkv_v7_numpy.py; the input projection takes the embedding's place.
@@ -32,6 +33,7 @@ class RWKV7Memory(Memory):
     def __init__(
         self, input_size: int, width: int = 64, *,
         layers: int = 1, head_size: int = 16, channel_ratio: float = 2.0, low_rank: int = 8,
+        norm_eps: float | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.input_size, self.feature_size = input_size, width
@@ -40,7 +42,15 @@ class RWKV7Memory(Memory):
         )
         hidden = round(channel_ratio * width)
         blocks = [
-            Block(width, head_size, hidden, layer=layer, layers=layers, low_rank=low_rank)
+            Block(
+                width,
+                head_size,
+                hidden,
+                layer=layer,
+                layers=layers,
+                low_rank=low_rank,
+                norm_eps=norm_eps,
+            )  # fmt: skip
             for layer in range(layers)
         ]
         self.blocks = nn.ModuleList(blocks)

@@ -50,6 +50,17 @@ def orthogonal_(weight: Tensor, gain: float) -> Tensor:
     return nn.init.orthogonal_(weight, gain=gain * scale)
 
 
+def norm_weight(layer: int, layers: int, eps: float | None) -> float:
+    """Return the initial weight of the time mix's group norm.
+
+    Officially ((1 + l) / L)^0.7, with an eps far below the variance: every head's output has the
+    same size whatever its state holds. Where the state gathers evidence its size says how much
+    there is; an `eps` far above the variance, with the weight sqrt(eps), keeps it:
+    sqrt(eps) (y - mean) / sqrt(variance + eps) is nearly y - mean.
+    """
+    return float(((1 + layer) / layers) ** 0.7) if eps is None else math.sqrt(eps)
+
+
 def gate_factor(rank: int, width: int) -> Tensor:
     """Return g2, `[rank, C]`, such that the gate sigma(x g1) g2 starts at 1 for every channel.
 

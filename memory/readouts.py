@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from doxastic.kernels.belief_moments import (
     DECAY_SCALE,
+    LOG_WEIGHT_LIMIT,
     belief_features,
     belief_moments,
     belief_moments_features,
@@ -151,10 +152,12 @@ class PrecisionReadout(Readout):
         )
         shape = (*h.shape[:2], heads, width // heads)
         share = F.normalize(key.view(shape), dim=-1).square() + 1e-4
-        log_weight = (share * rate.sigmoid().unsqueeze(-1)).log().flatten(2)
+        # Clamped as in the moments: evidence that underflows would leave no gradient to come back.
+        log_rate = F.logsigmoid(rate).clamp_min(-LOG_WEIGHT_LIMIT)
+        log_weight = (share.log() + log_rate.unsqueeze(-1)).flatten(2)
         log_decay = -DECAY_SCALE * decay.sigmoid().unsqueeze(-1).expand(shape).flatten(2)
         mean, spread, evidence, state = weighted_moments(
-            value, log_weight, log_decay, state=state, reset=reset
+            value, log_weight, log_decay, state=_required(state), reset=reset
         )
         variance = posterior_variance(spread, evidence, _positive(self.prior))
         q = F.normalize(query.view(shape), dim=-1)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from doxastic.kernels.checks import can_fuse
 from doxastic.kernels.time_mix import time_mix
 from doxastic.kernels.token_shift import shift_mix
 from doxastic.memory import initialization
+from doxastic.memory.linear import are_plain
 
 
 class TimeMix(nn.Module):
@@ -32,6 +32,8 @@ class TimeMix(nn.Module):
         layer: Index of the layer; the first one has no value residual.
         layers: Number of layers.
         low_rank: Rank of the low-rank maps of decay, rate, value residual and gate.
+        norm_eps: Added to the variance by the group norm; None for the official 1e-5 times the
+            width of a head, see `initialization.norm_weight`.
     """
 
     x_r: nn.Parameter
@@ -48,8 +50,9 @@ class TimeMix(nn.Module):
     v2: nn.Parameter
 
     def __init__(
-        self, width: int, head_size: int, *, layer: int = 0, layers: int = 1, low_rank: int = 8
-    ) -> None:
+        self, width: int, head_size: int, *,
+        layer: int = 0, layers: int = 1, low_rank: int = 8, norm_eps: float | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         if width % head_size:
             raise ValueError(f"width is {width}; expected a multiple of head_size = {head_size}.")
@@ -81,8 +84,9 @@ class TimeMix(nn.Module):
         nn.init.orthogonal_(self.value.weight)
         nn.init.zeros_(self.output.weight)
         # Official: eps = 64e-5 for heads of 64, i.e. 1e-5 times the width of a head.
-        self.ln_x = nn.GroupNorm(self.heads, width, eps=1e-5 * head_size)
-        nn.init.constant_(self.ln_x.weight, ((1 + layer) / layers) ** 0.7)
+        eps = 1e-5 * head_size if norm_eps is None else norm_eps
+        self.ln_x = nn.GroupNorm(self.heads, width, eps=eps)
+        nn.init.constant_(self.ln_x.weight, initialization.norm_weight(layer, layers, norm_eps))
 
     def forward(
         self, x: Tensor, shift: Tensor, wkv: Tensor, reset: Tensor, v_first: Tensor | None
@@ -96,7 +100,9 @@ class TimeMix(nn.Module):
             reset: `[B, T]` bool.
             v_first: Values of the first layer, `[B, T, C]`; None in the first layer itself.
         """
-        if can_fuse(self.head_size, x, wkv, self.w0):
+        if can_fuse(self.head_size, x, wkv, self.w0) and are_plain(
+            self.receptance, self.key, self.value, self.output
+        ):
             return self._fused(x, shift, wkv, reset, v_first)
         mixes = torch.stack([self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g])
         x_r, x_w, x_k, x_v, x_a, x_g = shift_mix(x, shift, reset, mixes)
@@ -115,7 +121,8 @@ class TimeMix(nn.Module):
             norm_weight=self.ln_x.weight, norm_bias=self.ln_x.bias, norm_eps=self.ln_x.eps,
             state=wkv, reset=reset,
         )  # fmt: skip
-        return F.linear(y, self.output.weight), wkv, v_first
+        out: Tensor = self.output(y)
+        return out, wkv, v_first
 
     def _fused(
         self, x: Tensor, shift: Tensor, wkv: Tensor, reset: Tensor, v_first: Tensor | None

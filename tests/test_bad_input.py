@@ -207,7 +207,7 @@ def test_a_folder_with_other_content_is_refused(refused, tmp_path):
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission_is_refused(refused, tmp_path):
     tmp_path.chmod(0o500)
-    assert "Permission denied; choose a folder" in refused(*_train(tmp_path / "run"))
+    assert "Permission denied; change its permissions" in refused(*_train(tmp_path / "run"))
 
 
 def test_a_refused_folder_is_one_clear_line(refused, tmp_path, monkeypatch):
@@ -216,7 +216,7 @@ def test_a_refused_folder_is_one_clear_line(refused, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     message = refused(*_train(tmp_path / "run"))
-    assert "run: Permission denied; choose a folder you may write with --run-dir" in message
+    assert "run: Permission denied; change its permissions, or choose a folder" in message
 
 
 @pytest.mark.parametrize("where", ["checkpoint", "metrics"])
@@ -267,7 +267,7 @@ def test_a_file_that_may_not_grow_is_one_clear_line(tmp_path):
     ("fault", "expected"),
     [
         ("raise", "raised ZeroDivisionError at step 40 (step 8 of the segment): the wheel"),
-        ("observation", "gave a observation that is not finite"),
+        ("observation", "gave an observation that is not finite"),
         ("reward", "gave a reward that is not finite"),
     ],
 )

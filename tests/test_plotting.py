@@ -81,9 +81,16 @@ def test_a_single_level_can_be_drawn(tmp_path):
 
 def test_the_learning_curve_leaves_out_updates_without_an_episode():
     curve = LearningCurve(label="a", steps=[10, 20, 30], returns=[np.nan, 1.0, 3.0])
+    raw, mean = plot_learning_curves([curve]).axes[0].lines
+    assert raw.get_xdata().tolist() == mean.get_xdata().tolist() == [20.0, 30.0]
+
+
+def test_the_running_mean_of_a_learning_curve_does_not_lag():
+    returns = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0]
+    curve = LearningCurve(label="a", steps=range(6), returns=returns)
     _, mean = plot_learning_curves([curve]).axes[0].lines
-    assert mean.get_xdata().tolist() == [20.0, 30.0]
-    assert mean.get_ydata().tolist() == [1.0, 2.0]
+    expected = [1.0, 7 / 3, 31 / 5, 62 / 5, 56 / 3, 32.0]
+    np.testing.assert_allclose(mean.get_ydata(), expected)
 
 
 def test_nothing_to_plot_is_an_error():

@@ -221,5 +221,5 @@ def test_no_permission_is_one_clear_line(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(RunError, match=r"cannot write .*run: Permission denied; choose a folder"):
+    with pytest.raises(RunError, match=r"cannot write .*run: Permission denied; .* a folder"):
         RunFolder.create({}, path=tmp_path / "run")

@@ -244,6 +244,18 @@ def test_the_command_ends_with_the_signals_exit_code(run, tmp_path):
     assert doxastic.load(tmp_path / "out", "last")
 
 
+def test_an_interrupted_evaluation_says_that_the_training_is_saved(tmp_path, monkeypatch):
+    from doxastic import results
+
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(results, "evaluate", interrupt)
+    with pytest.raises(KeyboardInterrupt, match=r"training is saved; .* doxastic evaluate"):
+        doxastic.train(_experiment(1), run_dir=tmp_path / "run", progress=False)
+    assert RunFolder(tmp_path / "run").load("last").update == 1
+
+
 def _raise_at_update(number: int, error: Exception, patch: pytest.MonkeyPatch) -> None:
     update = PPO.update
 

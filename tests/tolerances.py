@@ -17,6 +17,8 @@ WORST_DECAY = {torch.float64: 1e-11, torch.float32: 2e-5}
 # Gradients through RWKV-7's group norm, whose eps is tiny: where a head's outputs nearly vanish, as
 # after a reset, rounding is divided by their deviation. The composed form is no better.
 NORMALISED = {torch.float32: 1e-4}
+# Gradients through up to three whole layers.
+STACKED = {torch.float32: 5e-5}
 # Two ways to the same result that only round differently.
 SAME = {torch.float64: 1e-13, torch.float32: 1e-6}
 

@@ -47,7 +47,7 @@ class _TimeMixLayer(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """Return what `time_mix_layer` returns; keep what the backward needs."""
         w0, w1, w2, a0, a1, a2, g1, g2, W_r, W_k, W_v, W_o = parameters[6:18]
-        k_k, k_a, r_k, weight, bias = parameters[18:23]
+        k_k, k_a, r_k, weight, bias = (z.contiguous() for z in parameters[18:23])
         x, shift, state, reset = (z.contiguous() for z in (x, shift, state, reset))
         mix = torch.stack(parameters[:6])
         X = token_shift.forward(x, shift, reset, mix).flatten(1, 2)

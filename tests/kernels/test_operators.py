@@ -7,11 +7,21 @@ import sys
 
 import pytest
 import torch
-from kernel_cases import moments_inputs, random_reset, wkv7_inputs
+from kernel_cases import (
+    belief_inputs,
+    moments_inputs,
+    random_reset,
+    shift_inputs,
+    time_mix_inputs,
+    wkv7_inputs,
+)
 from tolerances import KERNEL, assert_close
 
 from doxastic.kernels import operators
+from doxastic.kernels.belief_moments import belief_moments_features
 from doxastic.kernels.moments import weighted_moments
+from doxastic.kernels.time_mix import time_mix
+from doxastic.kernels.token_shift import shift_mix
 from doxastic.kernels.wkv7 import wkv7
 
 
@@ -51,6 +61,26 @@ def test_the_public_functions_compile_into_one_graph():
     def gradients(call):
         leaves = [x.requires_grad_() for x in (*inputs.values(), *numbers.values())]
         return torch.autograd.grad(call(inputs, numbers), leaves)
+
+    expected = gradients(model)
+    actual = gradients(torch.compile(model, fullgraph=True, backend="aot_eager"))
+    for x, y in zip(actual, expected, strict=True):
+        assert_close("gradient", x, y, KERNEL[torch.float32])
+
+
+def test_the_fused_operations_compile_into_one_graph_without_their_kernels():
+    inputs = [time_mix_inputs(T=5), shift_inputs(T=5), belief_inputs(T=5)]
+    inputs = [{name: x.float() for name, x in given.items()} for given in inputs]
+    reset = random_reset(2, 5, 0.2)
+
+    def model(mixed, shifted, believed):
+        y, _ = time_mix(**mixed, norm_eps=0.1, reset=reset)
+        features, _ = belief_moments_features(**believed, reset=reset)
+        return y.sum() + features.sum() + sum(x.sum() for x in shift_mix(**shifted, reset=reset))
+
+    def gradients(call):
+        leaves = [x.requires_grad_() for given in inputs for x in given.values()]
+        return torch.autograd.grad(call(*inputs), leaves)
 
     expected = gradients(model)
     actual = gradients(torch.compile(model, fullgraph=True, backend="aot_eager"))

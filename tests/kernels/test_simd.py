@@ -177,9 +177,9 @@ def test_products_keep_nan():
         store(out, 0, simd.products(x, 0, 0, w, 0, LANES, LANES))
 
     x, w = np.ones(LANES, np.float32), np.ones(LANES * LANES, np.float32)
-    w[5 * LANES - 1], out = NAN, np.empty(LANES, np.float32)
+    w[3 * LANES - 1], out = NAN, np.empty(LANES, np.float32)
     kernel(x, w, out)
-    assert np.isnan(out[4]) and (np.delete(out, 4) == LANES).all()
+    assert np.isnan(out[2]) and (np.delete(out, 2) == LANES).all()
 
 
 def test_kernels_read_tensors_by_address_and_arrays_as_they_are():

@@ -78,6 +78,21 @@ def test_no_state_and_no_reset_mean_zeros_and_none(backend, dtype):
     assert_close("y", y, (state @ inputs["r"].unsqueeze(-1)).squeeze(-1), SAME[dtype])
 
 
+@every_backend
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("width", [16, 5])
+def test_a_state_that_is_not_finite_does_not_pass_a_reset(backend, dtype, value, width):
+    inputs = {name: x.to(dtype) for name, x in wkv7_inputs(B=3, T=1, K=width, V=width).items()}
+    state = inputs.pop("state")
+    inputs = {name: x[:, 0] for name, x in inputs.items()}
+    reset = torch.tensor([True, False, True])
+    expected = wkv7_step(**inputs, state=state, reset=reset, backend=backend)
+    poisoned = state.masked_fill(reset[:, None, None, None], value)
+    actual = wkv7_step(**inputs, state=poisoned, reset=reset, backend=backend)
+    for name, x, y in zip(("y", "state"), actual, expected, strict=True):
+        assert torch.equal(x, y), name
+
+
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
 def test_several_queries_equal_single_ones(backend):
     inputs = {name: x[:, 0] for name, x in wkv7_inputs(T=1, queries=3).items() if name != "state"}
