@@ -98,3 +98,30 @@ def belief_moments_features(
         return features
     mean, variance, evidence, state = belief_moments(raw, prior, state=state, reset=reset)
     return belief_features(mean, variance, evidence), state
+
+
+def belief_moments_step(
+    raw: Tensor, prior: Tensor, *, state: Tensor, reset: Tensor, new: Tensor
+) -> Tensor:
+    """Return `belief_features` of one step, `[B, 1, 4 M]`, and write the moments to `new`.
+
+    Without gradient. `state` and `new` are slices `[B, 3 M]` of states that hold more: nothing
+    is gathered or scattered when acting.
+
+    Args:
+        raw: `[B, 1, 3 M]`.
+        prior: `[M]`, above 0.
+        state: `[B, 3 M]`: evidence, mean, spread.
+        reset: `[B, 1]` bool.
+        new: `[B, 3 M]`, written.
+    """
+    size, rows = prior.numel(), (state.stride(0), 1)
+    if can_fuse(size, raw, prior, state, new) and state.stride() == new.stride() == rows:
+        from doxastic.kernels.cpu.belief_moments import step
+
+        return step(raw.contiguous(), prior.contiguous(), state, reset.contiguous(), new)
+    features, moments = belief_moments_features(
+        raw, prior, state=state.unflatten(1, (3, size)), reset=reset
+    )
+    new.copy_(moments.flatten(1))
+    return features

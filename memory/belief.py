@@ -62,6 +62,10 @@ class BeliefMemory(Memory):
 
     def forward(self, x: Tensor, state: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features `[B, T, F]` and the state after the last step `[B, S]`."""
+        check_inputs(self, x, state, reset)
+        stepped = self.core.step(x, state, reset)
+        if stepped:
+            return self._with_features(*stepped, state, reset)
         h, core, moments = self._remember(x, state, reset)
         if self.readout is None:
             return h, core
@@ -79,15 +83,25 @@ class BeliefMemory(Memory):
                 "this memory has readout 'none' and keeps no belief; build it with "
                 "readout='moments', 'precision' or 'learned'."
             )
+        check_inputs(self, x, state, reset)
         h, core, moments = self._remember(x, state, reset)
         belief, moments = self.readout(h, moments, reset)
         return belief, _joined(core, moments)
+
+    def _with_features(
+        self, h: Tensor, new: Tensor, state: Tensor, reset: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the features of one step; `new` holds the core's part of the new state."""
+        if self.readout is None:
+            return h, new
+        start = self.core.state_size
+        features = self.readout.step(h, state[:, start:], reset, new[:, start:])
+        return torch.cat([h, features], dim=-1), new
 
     def _remember(
         self, x: Tensor, state: Tensor, reset: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return h, the core's new state, and the readout's state before the first step."""
-        check_inputs(self, x, state, reset)
         core_size = self.core.state_size
         h, core = self.core(x, state[:, :core_size], reset)
         if self.readout is None or not self.readout.channels:

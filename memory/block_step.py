@@ -47,7 +47,7 @@ class BlockStep:
         self._slots += [(closing._parameters, "weight"), (closing._parameters, "bias")]
         width, rank = block.att.w1.shape
         hidden = block.ffn.key.out_features
-        self._sizes = (width, block.att.head_size, hidden, rank, layout.size)
+        self._sizes = (width, block.att.head_size, hidden, rank)
         self._places = tuple(
             layout.offset(f"{layer}.{name}") for name in ("time_shift", "wkv", "channel_shift")
         )
@@ -95,7 +95,7 @@ class BlockStep:
 
             self._run = run_block_step
         self._run(
-            reset.numel(), (*self._sizes, *self._places, *self._flags, self._eps),
+            reset.numel(), (*self._sizes, state.shape[1], *self._places, *self._flags, self._eps),
             (x, state, reset, v_first, out, new), addresses,
         )  # fmt: skip
 

@@ -50,7 +50,7 @@ class RWKV7Memory(Memory):
                 layers=layers,
                 low_rank=low_rank,
                 norm_eps=norm_eps,
-            )  # fmt: skip
+            )
             for layer in range(layers)
         ]
         self.blocks = nn.ModuleList(blocks)
@@ -69,11 +69,10 @@ class RWKV7Memory(Memory):
     def forward(self, x: Tensor, state: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features `[B, T, C]` and the state after the last step `[B, S]`."""
         check_inputs(self, x, state, reset)
+        stepped = self.step(x, state, reset)
+        if stepped:
+            return stepped
         x, v_first = self.projection(x), None
-        if self._step and x.shape[1] == 1 and can_step(x, state):
-            stepped = self._step(x, state, reset)
-            if stepped:
-                return stepped
         parts = self.layout.split(state)
         new: dict[str, Tensor] = {}
         for layer, block in enumerate(self.blocks):
@@ -81,3 +80,13 @@ class RWKV7Memory(Memory):
             x, own, v_first = block(x, own, reset, v_first)
             new.update({f"{layer}.{name}": own[name] for name in self._parts})
         return self.ln_out(x), self.layout.join(new)
+
+    def step(self, x: Tensor, state: Tensor, reset: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return what `forward` returns, from the compiled step, or None where it cannot serve.
+
+        It serves a single step without gradient in float32 on the CPU. The state may be wider
+        than the core's: the columns after it are passed over, in the new state undefined.
+        """
+        if self._step is None or x.shape[1] != 1 or not can_step(x, state):
+            return None
+        return self._step(self.projection(x), state, reset)

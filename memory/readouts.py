@@ -15,6 +15,7 @@ from doxastic.kernels.belief_moments import (
     belief_features,
     belief_moments,
     belief_moments_features,
+    belief_moments_step,
     posterior_variance,
 )
 from doxastic.kernels.moments import weighted_moments
@@ -68,6 +69,21 @@ class Readout(nn.Module, ABC):
         features: Tensor = belief.features()
         return features, state
 
+    def step(self, h: Tensor, state: Tensor, reset: Tensor, new: Tensor) -> Tensor:
+        """Return the features of one step and write the state after it to `new`.
+
+        Args:
+            h: Features `[B, 1, C]`.
+            state: `[B, 3 N]`, a slice of the memory's state; empty without a state.
+            reset: `[B, 1]` bool.
+            new: `[B, 3 N]`, a slice of the memory's new state, written.
+        """
+        moments = state.unflatten(1, (3, self.channels)) if self.channels else None
+        features, moments = self.features(h, moments, reset)
+        if moments is not None:
+            new.copy_(moments.flatten(1))
+        return features
+
 
 def _positive(x: Tensor) -> Tensor:
     return F.softplus(x) + 1e-3
@@ -118,6 +134,11 @@ class MomentsReadout(Readout):
         """Return the features of the belief and the moments after the last step."""
         raw, prior, state = self.projection(h), _positive(self.prior), _required(state)
         return belief_moments_features(raw, prior, state=state, reset=reset)
+
+    def step(self, h: Tensor, state: Tensor, reset: Tensor, new: Tensor) -> Tensor:
+        """Return the features of one step and write the moments after it to `new`."""
+        raw, prior = self.projection(h), _positive(self.prior)
+        return belief_moments_step(raw, prior, state=state, reset=reset, new=new)
 
 
 class PrecisionReadout(Readout):

@@ -38,8 +38,13 @@ HALF = np.float32(0.5)
 
 
 @compiled
-def _forward(first, last, T, M, p_raw, p_prior, p_state, p_reset, p_features, p_moments, p_final):
-    """Write the features and, step by step, the moments: evidence, mean and spread."""
+def _forward(
+    first, last, T, M, S, p_raw, p_prior, p_state, p_reset, p_features, p_moments, p_final
+):
+    """Write the features and, step by step, the moments: evidence, mean and spread.
+
+    Rows of `state` and of `final` begin S apart.
+    """
     raw, prior, state, features, moments, final = (
         floats(p_raw),
         floats(p_prior),
@@ -52,7 +57,7 @@ def _forward(first, last, T, M, p_raw, p_prior, p_state, p_reset, p_features, p_
     one = splat(ONE)
     for row in range(first, last):
         for m in range(0, M, LANES):
-            c = row * 3 * M + m
+            c = row * S + m
             n, mean, spread = load(state, c), load(state, c + M), load(state, c + 2 * M)
             for t in range(T):
                 o, p = (row * T + t) * 3 * M + m, (row * T + t) * 4 * M + m
@@ -179,7 +184,7 @@ class FusedBeliefMoments(torch.autograd.Function):
         features, moments = raw.new_empty(B, T, 4 * M), torch.empty_like(raw)
         final = torch.empty_like(state)
         tensors = (raw, prior, state, reset, features, moments, final)
-        run(_forward, B, 30 * raw.numel(), T, M, *tensors)
+        run(_forward, B, 30 * raw.numel(), T, M, 3 * M, *tensors)
         ctx.save_for_backward(raw, prior, state, reset, moments)
         return features, final
 
@@ -196,3 +201,20 @@ class FusedBeliefMoments(torch.autograd.Function):
         )  # fmt: skip
         run(_backward, B, 60 * raw.numel(), T, M, *tensors)
         return draw, dprior.sum(0), dstate, None
+
+
+def step(raw: Tensor, prior: Tensor, state: Tensor, reset: Tensor, new: Tensor) -> Tensor:
+    """Return the features `[B, 1, 4 M]` of one step and write the moments after it to `new`.
+
+    Args:
+        raw: `[B, 1, 3 M]`, contiguous like prior and reset.
+        prior: `[M]`.
+        state: `[B, 3 M]`, a slice of a wider state with contiguous rows.
+        reset: `[B, 1]` bool.
+        new: `[B, 3 M]`, a slice like `state`, with rows as far apart.
+    """
+    B, M = raw.shape[0], prior.shape[0]
+    features, moments = raw.new_empty(B, 1, 4 * M), torch.empty_like(raw)
+    tensors = (raw, prior, state, reset, features, moments, new)
+    run(_forward, B, 30 * raw.numel(), 1, M, state.stride(0), *tensors)
+    return features
