@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -105,6 +106,9 @@ def measure(
     threads = torch.get_num_threads()
     names = list(arms)
     calls = {name: _calls(arms[name], sample_seconds) for name in names}
+    # A full collection of all that was imported takes .2 s, and would strike any one arm.
+    gc.collect()
+    gc.freeze()
     timings = {name: Timing([], []) for name in names}
     for round_ in range(rounds):
         first = round_ % len(names)

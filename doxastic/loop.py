@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import signal
 import statistics
@@ -94,6 +95,10 @@ class Loop:
             with Interruption() as interruption:
                 # Before the first update already: a disk that refuses should say so at once.
                 self._save(snapshot)
+                # What is there now stays: a full collection of all that PyTorch and its friends
+                # made on import takes as long as an update.
+                gc.collect()
+                gc.freeze()
                 while self._ppo.steps < total_steps:
                     metrics = self._update()
                     snapshot = self._snapshot()
