@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from doxastic.kernels.cpu import time_mix, token_shift
+from doxastic.kernels.cpu import low_rank, time_mix, token_shift
+from doxastic.kernels.cpu.low_rank import LINEAR, SIGMOID, TANH
 
-tanh_backward = torch.ops.aten.tanh_backward
 sigmoid_backward = torch.ops.aten.sigmoid_backward
 
 
@@ -53,14 +53,14 @@ class _TimeMixLayer(torch.autograd.Function):
         X = token_shift.forward(x, shift, reset, mix).flatten(1, 2)
         x_r, x_w, x_k, x_v, x_a, x_g = X.unbind(0)
         r, k, value = x_r @ W_r.t(), x_k @ W_k.t(), x_v @ W_v.t()
-        low_w, low_a, low_g = (x_w @ w1).tanh_(), x_a @ a1, (x_g @ g1).sigmoid_()
-        decay, rate, gate = torch.addmm(w0, low_w, w2), torch.addmm(a0, low_a, a2), low_g @ g2
+        low_w, decay = low_rank.forward(x_w, w1, w2, w0, TANH)
+        low_a, rate = low_rank.forward(x_a, a1, a2, a0, LINEAR)
+        low_g, gate = low_rank.forward(x_g, g1, g2, None, SIGMOID)
         v, low_v, share = value, None, None
         if v_first is not None:
             v0, v1, v2 = parameters[23:]
-            low_v = x_v @ v1
-            share = torch.addmm(v0, low_v, v2).sigmoid_()
-            v = torch.lerp(value, v_first.reshape(v.shape), share)
+            low_v, share = low_rank.forward(x_v, v1, v2, v0, LINEAR)
+            v = torch.lerp(value, v_first.reshape(v.shape), share.sigmoid_())
         z, final, kept = time_mix.forward(
             r, decay, k, v, rate, gate, k_k, k_a, r_k, weight, bias, eps, state, reset
         )
@@ -90,24 +90,23 @@ class _TimeMixLayer(torch.autograd.Function):
         if v_first is not None:
             _, v1, v2 = rest[23:]
             dshare = sigmoid_backward(dv * (v_first.reshape(value.shape) - value), share)
-            dlow_v = dshare @ v2.t()
-            residual = (dshare.sum(0), x_v.t() @ dlow_v, low_v.t() @ dshare)
+            dx_v = torch.empty_like(dv)
+            dv1, dv2, dv0 = low_rank.backward(dshare, x_v, v1, v2, low_v, LINEAR, dx_v)
+            residual = (dv0, dv1, dv2)
             dv_first = (dv * share).view(x.shape)
             dv = torch.addcmul(dv, dv, share, value=-1.0)
         dv = dv.add_(dvalue.reshape(dv.shape))
-        dlow_w = tanh_backward(ddecay @ w2.t(), low_w)
-        dlow_a, dlow_g = drate @ a2.t(), sigmoid_backward(dgate @ g2.t(), low_g)
-        pairs = ((dr, W_r), (dlow_w, w1.t()), (dk, W_k), (dv, W_v), (dlow_a, a1.t()))
-        for dx_c, (gradient, weight) in zip(dX, (*pairs, (dlow_g, g1.t())), strict=True):
-            torch.mm(gradient, weight, out=dx_c)
+        for i, gradient, weight in ((0, dr, W_r), (2, dk, W_k), (3, dv, W_v)):
+            torch.mm(gradient, weight, out=dX[i])
         if v_first is not None:
-            dX[3].addmm_(dlow_v, v1.t())
+            dX[3].add_(dx_v)
+        dw1, dw2, dw0 = low_rank.backward(ddecay, x_w, w1, w2, low_w, TANH, dX[1])
+        da1, da2, da0 = low_rank.backward(drate, x_a, a1, a2, low_a, LINEAR, dX[4])
+        dg1, dg2, _ = low_rank.backward(dgate, x_g, g1, g2, low_g, SIGMOID, dX[5])
         dx, dshift, dmix = token_shift.backward(x, shift, kept[11], mix, dX.unbind(0))
         return (
             dx, dshift, dstate, None, dv_first, None, *dmix.unbind(0),
-            ddecay.sum(0), x_w.t() @ dlow_w, low_w.t() @ ddecay,
-            drate.sum(0), x_a.t() @ dlow_a, low_a.t() @ drate,
-            x_g.t() @ dlow_g, low_g.t() @ dgate,
+            dw0, dw1, dw2, da0, da1, da2, dg1, dg2,
             dr.t() @ x_r, dk.t() @ x_k, dv.t() @ x_v, dout.t() @ z, *inner, *residual,
         )  # fmt: skip
 
