@@ -206,7 +206,7 @@ class Report:
         rows = [
             (
                 entry["what"],
-                f"{entry['value']:.2f}",
+                f"{entry['value']:.3f}",
                 f">= {entry['least']:g}" if entry["most"] is None else f"<= {entry['most']:g}",
                 {True: "met", False: "missed", None: ""}[entry["met"]],
             )
