@@ -1,7 +1,7 @@
 """What agents learn: the presets over several seeds, against targets, the optimum and a GRU.
 
 `python benchmarks/learning.py` trains every cell that has no result yet, one thread each and two at
-a time (about half an hour on 2 cores), and prints the returns; stopped and started again, it goes on
+a time (some ten minutes on 2 cores), and prints the returns; stopped and started again, it goes on
 where it was. Runs lie under `runs/learning/`, results in `results/learning.json`.
 """
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from doxastic.kernels.cpu.common import ONE, ZERO, compiled
+from doxastic.kernels.cpu.common import ZERO, compiled
 from doxastic.kernels.cpu.simd import (
     LANES,
     add,
@@ -30,6 +30,7 @@ from doxastic.kernels.cpu.simd import (
     store,
     store_quarters,
     sub,
+    tanh,
 )
 from doxastic.kernels.cpu.threads import run
 from doxastic.kernels.cpu.time_mix import _after, _before, _statistics
@@ -191,7 +192,6 @@ def block_step(
     )
     down, wide = np.empty(TILE * stride, np.float32), np.empty(TILE * hidden, np.float32)
     u = np.empty(K, np.float32)
-    one, two = splat(ONE), splat(np.float32(2.0))
     for start in range(first, last, TILE):
         n = min(TILE, last - start)
         for row in range(n):
@@ -208,8 +208,7 @@ def block_step(
             elif g == 1:
                 _linear(mixed, n, C, down_w, down, stride)
                 for i in range(0, n * stride, LANES):
-                    # tanh(x) = 2 sigmoid(2 x) - 1
-                    store(down, i, sub(mul(two, sigmoid(mul(two, load(down, i)))), one))
+                    store(down, i, tanh(load(down, i)))
                 _low_rank(down, n, rank, stride, w0, w2, C, decay)
             elif g == 2:
                 _linear(mixed, n, C, key_weight, k, C)

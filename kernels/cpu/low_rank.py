@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from doxastic.kernels.cpu.common import ONE, TWO, ZERO, compiled, whole
+from doxastic.kernels.cpu.common import ONE, ZERO, compiled, whole
 from doxastic.kernels.cpu.simd import (
     LANES,
     add,
@@ -25,6 +25,7 @@ from doxastic.kernels.cpu.simd import (
     store,
     store_quarters,
     sub,
+    tanh,
 )
 from doxastic.kernels.cpu.threads import run
 
@@ -57,7 +58,6 @@ def _forward(first, last, N, C, R, W, kind, p_x, p_down, p_up, p_bias, p_inner, 
     x, down, up, bias, inner, y = (
         floats(p_x), floats(p_down), floats(p_up), floats(p_bias), floats(p_inner), floats(p_y),
     )  # fmt: skip
-    one, two = splat(ONE), splat(TWO)
     transposed = np.zeros(W * C, np.float32)
     for i in range(C):
         for j in range(R):
@@ -69,8 +69,7 @@ def _forward(first, last, N, C, R, W, kind, p_x, p_down, p_up, p_bias, p_inner, 
         for i in range(n * W, (n + rows) * W, LANES):
             z = load(inner, i)
             if kind == TANH:
-                # tanh(z) = 2 sigmoid(2 z) - 1
-                store(inner, i, sub(mul(two, sigmoid(mul(two, z))), one))
+                store(inner, i, tanh(z))
             elif kind == SIGMOID:
                 store(inner, i, sigmoid(z))
         for row in range(n, n + rows):

@@ -355,6 +355,28 @@ def sigmoid(typing: Any, x: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def tanh(typing: Any, x: Any) -> Any:
+    """Return tanh x: an odd polynomial for |x| < 5/8, else 1 - 2 / (e^2x + 1)."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        (x,), one, two = args, _constant(1.0), _constant(2.0)
+        square = builder.fmul(x, x)
+        value = _constant(-5.70498872745e-3)
+        for coefficient in (
+            2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1,
+        ):  # fmt: skip
+            product = builder.fmul(value, square, flags=_FAST)
+            value = builder.fadd(product, _constant(coefficient), flags=_FAST)
+        small = builder.fadd(builder.fmul(builder.fmul(value, square), x), x)
+        exponential = _exponential(builder, builder.fmul(x, two))
+        large = builder.fsub(one, builder.fdiv(two, builder.fadd(exponential, one)))
+        within = builder.fcmp_ordered("<", square, _constant(0.390625))
+        return builder.select(within, small, large)
+
+    return vector(vector), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def store_quarters(typing: Any, array: Any, index: Any, stride: Any, value: Any) -> Any:
     """Write quarter i of the lanes to `array[index + i stride :]`, for i from 0 to 3."""
     size = LANES // 4

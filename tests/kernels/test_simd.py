@@ -202,3 +202,11 @@ def test_kernels_read_tensors_by_address_and_arrays_as_they_are():
 def test_addresses_are_nothing_outside_compiled_functions(function):
     with pytest.raises(NotImplementedError, match="only inside compiled functions"):
         function(0)
+
+
+def test_tanh_is_exact_to_three_ulp_and_saturates():
+    x = np.concatenate([np.linspace(-9, 9, 4001), np.geomspace(1e-6, 1, 400)]).astype(np.float32)
+    assert ulps(apply(simd.tanh, x), np.tanh(x.astype(np.float64))) <= 3.0
+    values = apply(simd.tanh, [0.0, INF, 100.0, -100.0, -INF, NAN])
+    np.testing.assert_array_equal(values[:5], [0.0, 1.0, 1.0, -1.0, -1.0])
+    assert np.isnan(values[5])
