@@ -44,6 +44,7 @@ def test_the_presets_are_those_documented():
         "noisy-cartpole",
         "sequential-test-easy",
         "sequential-test-hard",
+        "sequential-test-hard-long",
     ]
     assert load_preset("noisy-cartpole").env.noise == (0.0, 0.1, 0.2, 0.3)
     assert load_preset("cartpole").total_steps == 200_000
