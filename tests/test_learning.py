@@ -66,6 +66,12 @@ def test_the_hard_sequential_test_comes_close_to_the_optimum(tmp_path: Path) -> 
     assert np.mean(returns) >= 0.79
 
 
+def test_a_belief_earns_more_of_the_hard_sequential_test_with_time(tmp_path: Path) -> None:
+    # The best that looks at the observations alone, not at their noise, earns 0.793.
+    assert load_preset("sequential-test-hard-long").total_steps <= 2_000_000
+    assert mean_over_training_noise("sequential-test-hard-long", 0, tmp_path) >= 0.81
+
+
 def test_a_cart_pole_without_velocities_is_balanced_to_the_end(tmp_path: Path) -> None:
     assert load_preset("cartpole").total_steps <= 200_000
     assert mean_over_training_noise("cartpole", 0, tmp_path) >= 0.98
