@@ -194,6 +194,7 @@ class Report:
         self, what: str, value: float, *, least: float | None = None, most: float | None = None
     ) -> None:
         """Keep a value with the bound that it should keep, and whether it does; None if quick."""
+        value = float(value)
         met: bool | None = (least is None or value >= least) and (most is None or value <= most)
         if self.options.quick:
             met = None
