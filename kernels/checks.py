@@ -89,7 +89,7 @@ def check_decay(name: str, x: Tensor, lowest: float | None = None) -> None:
             f"{name} reaches {least:.4g}; backend 'chunked' takes log-decays of at least {lowest} "
             f"in this dtype, below which it may overflow. Pass backend='reference'."
         )
-    if lowest is None and (most := x.amax().item()) > 0:
+    if lowest is None and (most := _largest(x)) > 0:
         raise ValueError(
             f"{name} reaches {most:.4g}; expected log-decays, at most 0. If these are decays "
             f"in (0, 1], pass {name}.log()."
@@ -120,6 +120,20 @@ def automatic(operation: str, device: torch.device, dtype: torch.dtype, obstacle
         return "cpu"
     log_once(f"{operation} uses backend 'chunked': {obstacle}.")
     return "chunked"
+
+
+def _largest(x: Tensor) -> float:
+    """Return the largest element.
+
+    NumPy's way on one thread: after a reduction on several, PyTorch's threads go on spinning for
+    work on the cores that the kernel needs next.
+    """
+    if x.is_cpu and x.dtype in (torch.float32, torch.float64):
+        try:
+            return float(x.detach().numpy().max())
+        except RuntimeError:  # PyTorch was installed without NumPy.
+            pass
+    return float(x.amax().item())
 
 
 def can_fuse(width: int, *tensors: Tensor) -> bool:

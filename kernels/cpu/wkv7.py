@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from doxastic.kernels.cpu.common import ZERO, compiled, padded, whole
 from doxastic.kernels.cpu.simd import (
     LANES,
+    exp,
     flags,
     floats,
     fma,
@@ -31,6 +32,24 @@ from doxastic.kernels.cpu.threads import run
 
 # The forward stores the state every CHUNK steps; the backward recomputes those in between.
 CHUNK = 16
+
+
+@compiled
+def _exp(first, last, p_x, p_y):
+    x, y = floats(p_x), floats(p_y)
+    for i in range(first * LANES, last * LANES, LANES):
+        store(y, i, exp(load(x, i)))
+
+
+def _decay(w: Tensor) -> Tensor:
+    """Return e^w for a contiguous w whose last axis is whole vectors.
+
+    Not by PyTorch: with several threads its own would go on spinning for work, on the cores that
+    the kernel's threads need next.
+    """
+    decay = torch.empty_like(w)
+    run(_exp, w.numel() // LANES, 4 * w.numel(), w, decay)
+    return decay
 
 
 @compiled
@@ -267,7 +286,8 @@ def wkv7_forward(
     """
     B, T, H, K, V = *r.shape, v.shape[-1]
     kp, vp = whole(K), whole(V)
-    r, decay, k, a, b = (padded(x, kp) for x in (r, w.exp(), k, a, b))
+    r, w, k, a, b = (padded(x, kp) for x in (r, w, k, a, b))
+    decay = _decay(w)
     v, state = padded(v, vp), _pad_state(state, vp, kp)
     y, u, final = torch.empty_like(v), torch.empty_like(v), torch.empty_like(state)
     stored = state.new_empty(B, -(-T // CHUNK), H, vp, kp)
@@ -298,7 +318,8 @@ def wkv7_backward(
     """
     B, T, H, K, V = *r.shape, v.shape[-1]
     kp, vp = whole(K), whole(V)
-    r, decay, k, a, b = (padded(x, kp) for x in (r, w.exp(), k, a, b))
+    r, w, k, a, b = (padded(x, kp) for x in (r, w, k, a, b))
+    decay = _decay(w)
     v, dy, dfinal = padded(v, vp), padded(dy, vp), _pad_state(dfinal, vp, kp)
     dr, dw, dk, da, db = (torch.empty_like(r) for _ in range(5))
     dv, dstate = torch.empty_like(v), torch.empty_like(dfinal)
@@ -330,7 +351,8 @@ def wkv7_step(
     """
     B, H, K, V = *r.shape, v.shape[-1]
     kp, vp = whole(K), whole(V)
-    r, decay, k, a, b = (padded(x, kp) for x in (r, w.exp(), k, a, b))
+    r, w, k, a, b = (padded(x, kp) for x in (r, w, k, a, b))
+    decay = _decay(w)
     v, old = padded(v, vp), _pad_state(state, vp, kp)
     y, new = torch.empty_like(v), old if inplace else torch.empty_like(old)
     tensors = (r, decay, k, v, a, b, old, reset, y, new)
