@@ -136,6 +136,18 @@ def _largest(x: Tensor) -> float:
     return float(x.amax().item())
 
 
+def empty_state(like: Tensor, *shape: int) -> Tensor:
+    """Return zeros in float32 beside `like`, on the CPU without PyTorch's threads.
+
+    See `_largest`: filling a large state on several threads would slow the kernel after it.
+    """
+    if type(like) is not Tensor or not like.is_cpu or torch.compiler.is_compiling():
+        return torch.zeros(shape, dtype=torch.float32, device=like.device)
+    import numpy as np
+
+    return torch.from_numpy(np.zeros(shape, np.float32))
+
+
 def can_fuse(width: int, *tensors: Tensor) -> bool:
     """Return whether a fused CPU kernel may take these tensors, float32 on the CPU all of them.
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from doxastic.kernels.checks import empty_state
+
 Tensors2 = tuple[Tensor, Tensor]
 Tensors4 = tuple[Tensor, Tensor, Tensor, Tensor]
 Tensors7 = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -113,7 +115,7 @@ def _differentiate_wkv7(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | N
     if dy is None:
         dy = torch.zeros_like(v)
     if dfinal is None:
-        dfinal = v.new_zeros(v.shape[0], v.shape[2], v.shape[3], r.shape[3])
+        dfinal = empty_state(v, v.shape[0], v.shape[2], v.shape[3], r.shape[3])
     return *_wkv7_backward(dy.contiguous(), dfinal.contiguous(), *ctx.saved_tensors), None
 
 

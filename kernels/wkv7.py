@@ -16,6 +16,7 @@ from doxastic.kernels.checks import (
     check_reset,
     check_state,
     check_tensor,
+    empty_state,
     find_backend,
 )
 
@@ -208,7 +209,7 @@ def _cpu(
     r, w, k, v32, a, b = _prepare((r, w, k, v, a, b))
     batch, steps, heads, width = v.shape
     if state is None:
-        state = torch.zeros(batch, heads, width, k.shape[-1])
+        state = empty_state(v, batch, heads, width, k.shape[-1])
     if reset is None:
         reset = torch.zeros(batch, steps, dtype=torch.bool)
     y, state = operators.wkv7(r, w, k, v32, a, b, state.contiguous(), reset.contiguous())

@@ -164,11 +164,11 @@ class CoreStep:
             state: `[B, S]`.
             reset: `[B, 1]` bool.
         """
-        for children, name, child in self._links:
+        for children, name, child, hooks, pre_hooks in self._links:
             if children.get(name) is not child:
                 _log("a submodule was replaced")
                 return None
-            if child._forward_hooks or child._forward_pre_hooks:
+            if hooks or pre_hooks:
                 _log("a submodule has a forward hook")
                 return None
         places = [addresses for step in self._steps if (addresses := step.addresses())]
@@ -184,11 +184,12 @@ class CoreStep:
 
 def _links(
     parent: nn.Module, name: str
-) -> list[tuple[dict[str, nn.Module | None], str, nn.Module]]:
-    """Return child `name` and all below it: who holds it, under which key, and itself."""
+) -> list[tuple[dict[str, nn.Module | None], str, nn.Module, Any, Any]]:
+    """Return child `name` and all below it: who holds it, under which key, itself, its hooks."""
     child = parent.get_submodule(name)
     below = [link for key, _ in child.named_children() for link in _links(child, key)]
-    return [(parent._modules, name, child), *below]
+    own = (parent._modules, name, child, child._forward_hooks, child._forward_pre_hooks)
+    return [own, *below]
 
 
 def build_step(
