@@ -34,8 +34,9 @@ def test_a_preset_loads_is_whole_and_round_trips(name):
 def test_the_environment_and_the_agent_of_a_preset_can_be_built(name):
     experiment = load_preset(name)
     env = make_vector_env(experiment.env, num_envs=2)
-    build_agent(experiment, env.single_observation_space, env.single_action_space)
+    agent = build_agent(experiment, env.single_observation_space, env.single_action_space)
     env.close()
+    assert agent.initial_state(2).shape == (2, agent.memory.state_size)
 
 
 def test_the_presets_are_those_documented():

@@ -55,19 +55,16 @@ def test_the_easy_sequential_test_comes_close_to_the_optimum(seed: int, tmp_path
     assert mean_over_training_noise("sequential-test-easy", seed, tmp_path) >= 0.885
 
 
-def test_the_hard_sequential_test_comes_close_to_the_optimum(tmp_path: Path) -> None:
-    # The optimum, by dynamic programming on the exact posterior, is 0.853. Over seeds: one alone
-    # is within 0.02 of the others.
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_hard_sequential_test_comes_close_to_the_optimum(seed: int, tmp_path: Path) -> None:
+    # The optimum, by dynamic programming on the exact posterior, is 0.853.
     assert load_preset("sequential-test-hard").total_steps <= 400_000
-    returns = [
-        mean_over_training_noise("sequential-test-hard", seed, tmp_path / str(seed))
-        for seed in range(3)
-    ]
-    assert np.mean(returns) >= 0.79
+    assert mean_over_training_noise("sequential-test-hard", seed, tmp_path) >= 0.79
 
 
 def test_a_belief_earns_more_of_the_hard_sequential_test_with_time(tmp_path: Path) -> None:
-    # The best that looks at the observations alone, not at their noise, earns 0.793.
+    # The best that looks at the observations alone, not at their noise, earns 0.793. This bound
+    # guards against falling back to it; the goal, 0.837, is not reached: seeds earn 0.825 to 0.828.
     assert load_preset("sequential-test-hard-long").total_steps <= 2_000_000
     assert mean_over_training_noise("sequential-test-hard-long", 0, tmp_path) >= 0.81
 
