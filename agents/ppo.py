@@ -39,7 +39,7 @@ class PPO:
     """Trains a policy with memory: one `update` collects a segment and learns from it.
 
     The memory runs once per minibatch, over whole segments from their stored state; the loss
-    and the advantages are TorchRL's, computed from the features by the two heads.
+    and the advantages are TorchRL's (see `losses`), computed from the features by the two heads.
 
     Args:
         policy: What is trained, in place.
@@ -86,13 +86,14 @@ class PPO:
         )
         self.optimizer = FlatAdam(self.policy)
         self._learning_rate = config.learning_rate
+        self._entropy_coefficient = config.entropy_coefficient
         self._generator = torch.Generator().manual_seed(seed)
         self._loss = build_loss(
             self.policy,
             clip=config.clip,
             value_coefficient=config.value_coefficient,
             clip_value=config.clip_value,
-        ).to(self.device)
+        )
 
     @property
     def steps(self) -> int:
@@ -121,7 +122,7 @@ class PPO:
         )
         self._learning_rate = learning_rate
         fall = schedule(self.updates, self.total_updates, anneal=config.anneal_entropy)
-        self._loss.entropy_coeff.fill_(config.entropy_coefficient * fall)
+        self._entropy_coefficient = config.entropy_coefficient * fall
         measured = self._learn(rollout)
         self.updates += 1
         episodes = self.collector.episodes
@@ -187,37 +188,20 @@ class PPO:
 
     def _step(self, minibatch: TensorDict) -> tuple[list[float], bool]:
         """Descend once; return the values named in MEASURED, and whether to stop instead."""
-        losses = self._losses(minibatch)
-        total = losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]
+        observation = minibatch["observation"]
+        if not isinstance(observation, Tensor):
+            observation = observation.to_dict()
+        features, _ = self.policy.features(observation, minibatch["state"], minibatch["reset"])
+        losses = self._loss(features, minibatch, self._entropy_coefficient)
         self.optimizer.zero_grad()
-        total.backward()
+        losses.total.backward()
         norm = self.optimizer.gradient_norm()
-        # mean(ratio) - 1 - mean(log ratio): unlike -mean(log ratio) it is never negative.
-        divergence = losses["mean_ratio"] - 1.0 + losses["kl_approx"]
-        quantities = (
-            losses["loss_objective"],
-            losses["loss_critic"],
-            losses["entropy"],
-            divergence,
-            losses["clip_fraction"],
-            norm,
-        )
-        row: list[float] = torch.stack([q.detach() for q in quantities]).tolist()
+        row: list[float] = torch.stack([*losses[1:], norm]).tolist()
         self._require_finite(row)
         if self.config.target_kl is not None and row[3] > self.config.target_kl:
             return row, True
         self.optimizer.step(self._learning_rate, norm, self.config.max_grad_norm)
         return row, False
-
-    def _losses(self, minibatch: TensorDict) -> TensorDict:
-        """Return TorchRL's losses of the features, which keep their graph to the memory."""
-        observation = minibatch["observation"]
-        if not isinstance(observation, Tensor):
-            observation = observation.to_dict()
-        features, _ = self.policy.features(observation, minibatch["state"], minibatch["reset"])
-        keys = ("action", "action_log_prob", "advantage", "value_target", "state_value")
-        entries = {"features": features, **{key: minibatch[key] for key in keys}}
-        return self._loss(TensorDict(entries, batch_size=features.shape[:2]))
 
     def _require_finite(self, row: list[float]) -> None:
         """Raise `TrainingDiverged`, naming what is not finite, before a step takes it in."""

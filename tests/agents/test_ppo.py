@@ -17,7 +17,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from doxastic.agents.encoders import EncoderConfig
-from doxastic.agents.losses import build_loss, estimate_advantages
+from doxastic.agents.losses import DiscreteLoss, TorchRLLoss, estimate_advantages
 from doxastic.agents.optimization import FlatAdam, TrainingDiverged, schedule
 from doxastic.agents.policy import ActorCritic, PolicyConfig
 from doxastic.agents.ppo import PPO, PPOConfig
@@ -87,25 +87,62 @@ def test_advantages_equal_hand_computed_ones_across_ends() -> None:
     assert target.tolist() == [[2.25, 4.0, 3.0, 5.5]]
 
 
-def test_the_loss_equals_hand_computed_ppo() -> None:
-    policy = make_ppo().policy
-    loss = build_loss(policy, clip=0.2, value_coefficient=0.5, clip_value=False)
-    loss.entropy_coeff.fill_(0.01)
-    features = torch.randn(3, 5, 16)
+def loss_case(policy: ActorCritic) -> tuple[Tensor, TensorDict]:
+    """Return features and a minibatch with ratios on both sides of the interval."""
+    features = torch.randn(3, 5, 16, requires_grad=True)
     head = policy.action_head
     distribution = head.distribution(head(features))
     action = distribution.sample()
     old = distribution.log_prob(action).detach() + 0.3 * torch.randn(3, 5)
-    advantage, target = torch.randn(3, 5), torch.randn(3, 5)
-    entries = {"features": features, "action": action, "action_log_prob": old}
-    entries |= {"advantage": advantage.unsqueeze(-1), "value_target": target.unsqueeze(-1)}
-    out = loss(TensorDict(entries, batch_size=[3, 5]))
-    ratio = (distribution.log_prob(action) - old).exp()
+    advantage, target = torch.randn(3, 5, 1), torch.randn(3, 5, 1)
+    entries = {"action": action, "action_log_prob": old, "advantage": advantage}
+    entries |= {"value_target": target, "state_value": target + 0.1 * torch.randn(3, 5, 1)}
+    return features, TensorDict(entries, batch_size=[3, 5])
+
+
+def test_the_loss_equals_hand_computed_ppo() -> None:
+    policy = make_ppo().policy
+    features, minibatch = loss_case(policy)
+    distribution = policy.action_head.distribution(policy.action_head(features))
+    entries = (minibatch[key].squeeze(-1) for key in ("advantage", "value_target"))
+    advantage, target = entries
+    log_ratio = distribution.log_prob(minibatch["action"]) - minibatch["action_log_prob"]
+    ratio = log_ratio.exp()
     surrogate = torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
     error = (policy.value_head(features).squeeze(-1) - target).square()
-    torch.testing.assert_close(out["loss_objective"], -surrogate.mean())
-    torch.testing.assert_close(out["loss_critic"], 0.5 * error.mean())
-    torch.testing.assert_close(out["loss_entropy"], -0.01 * distribution.entropy().mean())
+    outside = (ratio < 0.8) | (ratio > 1.2)
+    assert 0 < outside.float().mean() < 1
+    settings = {"clip": 0.2, "value_coefficient": 0.5}
+    for loss in (
+        DiscreteLoss(policy, **settings),
+        TorchRLLoss(policy, **settings, clip_value=False),
+    ):
+        out = loss(features, minibatch, 0.01)
+        torch.testing.assert_close(out.policy, -surrogate.mean())
+        torch.testing.assert_close(out.value, 0.5 * error.mean())
+        torch.testing.assert_close(out.entropy, distribution.entropy().mean())
+        torch.testing.assert_close(out.divergence, (ratio - 1 - log_ratio).mean())
+        torch.testing.assert_close(out.clip_fraction, outside.float().mean())
+        torch.testing.assert_close(out.total, out.policy + out.value - 0.01 * out.entropy)
+
+
+@pytest.mark.parametrize("entropy_coefficient", [0.0, 0.3])
+def test_the_written_out_gradient_equals_torchrls(entropy_coefficient: float) -> None:
+    policy = make_ppo().policy
+    with torch.no_grad():
+        policy.action_head.linear.weight.mul_(100)
+    features, minibatch = loss_case(policy)
+    settings = {"clip": 0.2, "value_coefficient": 0.5}
+    wanted = [features, *policy.action_head.parameters(), *policy.value_head.parameters()]
+    ours, theirs = (
+        torch.autograd.grad(2.0 * loss(features, minibatch, entropy_coefficient).total, wanted)
+        for loss in (
+            DiscreteLoss(policy, **settings),
+            TorchRLLoss(policy, **settings, clip_value=False),
+        )
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_minibatches_split_environments_and_never_time() -> None:
@@ -168,7 +205,7 @@ def test_schedules_warm_up_and_fall_to_zero() -> None:
     ppo = make_ppo(config=config, total_steps=4 * 8 * 16)
     rates = [ppo.update()["learning_rate"] for _ in range(4)]
     assert rates == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
-    assert float(ppo._loss.entropy_coeff) == pytest.approx(0.01 / 4)
+    assert ppo._entropy_coefficient == pytest.approx(0.01 / 4)
 
 
 def test_a_memory_may_scale_the_learning_rate_of_its_parameters() -> None:
