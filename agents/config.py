@@ -142,10 +142,18 @@ class EvaluationConfig:
     seed: int = 1_000_000
     """Seed of the first episode, away from those of training."""
 
+    selection_episodes: int = 0
+    """Episodes at each level of training by which every checkpoint is judged, to keep the best;
+    0 judges them by the returns met in training."""
+
     def __post_init__(self) -> None:
         """Raise `ValueError` where a field breaks its contract."""
         if self.episodes < 1:
             raise ValueError(f"evaluation.episodes is {self.episodes}; expected at least 1.")
+        if self.selection_episodes < 0:
+            raise ValueError(
+                f"evaluation.selection_episodes is {self.selection_episodes}; expected at least 0."
+            )
         if self.noise is not None and (not self.noise or min(self.noise) < 0):
             raise ValueError(
                 f"evaluation.noise is {self.noise}; expected levels of at least 0, or None."

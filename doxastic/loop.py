@@ -7,7 +7,7 @@ import math
 import signal
 import statistics
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,29 +38,42 @@ class _Snapshot:
     tensors: Mapping[str, Tensor]
     data: Mapping[str, Any]
     seconds: float
-    mean_return: float
-    standard_error: float
+    merit: float
+    """How good the agent is, minus infinity if nobody looked."""
+    error: float
+    """Standard error of that."""
 
 
 class Loop:
     """Trains until the total number of steps, saving on the way and whatever stops it.
 
     The state after every update is kept in memory, so that a failure in the next one loses
-    nothing: it is what gets saved. The best checkpoint is the latest one whose mean return over
-    the last 100 training episodes is not below that of an earlier one by more than their
-    standard errors: a lucky early hundred does not displace a longer training.
+    nothing: it is what gets saved.
+
+    The best checkpoint is the one with the highest score, the latest of equals. Without a score
+    it is the latest one whose mean return over the last 100 training episodes is not below that
+    of an earlier one by more than their standard errors: a lucky early hundred does not displace
+    a longer training.
 
     Args:
         ppo: The trainer.
         run: The locked run folder.
         checkpoint_updates: Updates between two checkpoints.
         reporter: Shows progress.
+        score: Judges the agent as it is; a function of its weights alone.
     """
 
     def __init__(
-        self, ppo: PPO, run: RunFolder, *, checkpoint_updates: int, reporter: Reporter
+        self,
+        ppo: PPO,
+        run: RunFolder,
+        *,
+        checkpoint_updates: int,
+        reporter: Reporter,
+        score: Callable[[], float] | None = None,
     ) -> None:
         self._ppo = ppo
+        self._score = score
         self._run = run
         self._checkpoint_updates = checkpoint_updates
         self._reporter = reporter
@@ -101,11 +114,14 @@ class Loop:
                 gc.freeze()
                 while self._ppo.steps < total_steps:
                     metrics = self._update()
-                    snapshot = self._snapshot()
+                    is_due = self._ppo.updates % self._checkpoint_updates == 0
+                    if is_due or self._ppo.steps >= total_steps:
+                        metrics |= self._scored()
+                    snapshot = self._snapshot(metrics.get("score"))
                     self._run.log(metrics)
                     self._reporter.update(self._ppo.steps, metrics)
                     interruption.check()
-                    if self._ppo.updates % self._checkpoint_updates == 0:
+                    if is_due:
                         self._save(snapshot)
                 self._save(snapshot)
         except RunError as error:
@@ -122,6 +138,9 @@ class Loop:
         except BaseException:
             self._save(snapshot)
             raise
+        finally:
+            # Triton reports everything of its own that is still frozen at exit as a leak.
+            gc.unfreeze()
 
     def _update(self) -> dict[str, Any]:
         """Return the metrics of one update, with its speed and the run's time so far."""
@@ -133,24 +152,38 @@ class Loop:
         metrics["steps_per_second"] = (self._ppo.steps - steps) / seconds
         return metrics
 
-    def _snapshot(self) -> _Snapshot:
+    def _scored(self) -> dict[str, float]:
+        """Return the agent's `score`, empty if nothing judges it."""
+        if self._score is None:
+            return {}
+        began = time.perf_counter()
+        score = self._score()
+        self._seconds += time.perf_counter() - began
+        return {"score": score}
+
+    def _snapshot(self, score: float | None = None) -> _Snapshot:
         tensors, data = self._ppo.checkpoint()
-        mean, error = _mean_and_error(self._ppo.collector.episodes.returns)
+        if score is not None:
+            merit, error = score, 0.0
+        elif self._score is not None:
+            merit, error = -math.inf, 0.0
+        else:
+            merit, error = _mean_and_error(self._ppo.collector.episodes.returns)
         return _Snapshot(
             update=self._ppo.updates,
             tensors=tensors,
             data={"ppo": data, "steps": self._ppo.steps},
             seconds=self._seconds,
-            mean_return=mean,
-            standard_error=error,
+            merit=merit,
+            error=error,
         )
 
     def _save(self, snapshot: _Snapshot) -> None:
         """Write the snapshot as a checkpoint, unless it is one already."""
         if snapshot.update == self._saved_update:
             return
-        is_best = snapshot.mean_return + snapshot.standard_error >= self._record
-        self._record = max(self._record, snapshot.mean_return - snapshot.standard_error)
+        is_best = snapshot.merit + snapshot.error >= self._record
+        self._record = max(self._record, snapshot.merit - snapshot.error)
         record = self._record if math.isfinite(self._record) else None
         data = {"ppo": snapshot.data["ppo"], "record": record, "seconds": snapshot.seconds}
         is_agent = {name: name.startswith(AGENT_GROUPS) for name in snapshot.tensors}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from doxastic.agents.agent import Agent
 from doxastic.agents.collector import EnvironmentFailure
+from doxastic.agents.evaluation import evaluate
 from doxastic.agents.normalization import ObservationNormalizer
 from doxastic.agents.ppo import PPO
 from doxastic.checkpoints import Checkpoint, CheckpointError
@@ -36,6 +37,8 @@ from doxastic.spaces import check_same_space
 
 # What a resumed run may change: the rest would make the saved weights or statistics unfit.
 _CHANGEABLE = ("total_steps", "device", "threads", "checkpoint_updates", "ppo", "evaluation")
+# Added to the evaluation's seed where checkpoints are judged.
+_SELECTION = 500_000_000
 
 
 def train(
@@ -151,7 +154,13 @@ def _train(
         verb = "continuing" if checkpoint else "training"
         print(f"{verb} {experiment.env.id} into {run.path}", flush=True)
     reporter = make_reporter(experiment.total_steps, start, shown=progress)
-    loop = Loop(ppo, run, checkpoint_updates=experiment.checkpoint_updates, reporter=reporter)
+    loop = Loop(
+        ppo,
+        run,
+        checkpoint_updates=experiment.checkpoint_updates,
+        reporter=reporter,
+        score=_judge(experiment, ppo),
+    )
     if checkpoint is not None:
         try:
             loop.restore(checkpoint)
@@ -168,6 +177,31 @@ def _train(
         raise KeyboardInterrupt(f"interrupted in the evaluation; {saved}") from None
     except EnvironmentFailure as error:
         raise EnvironmentFailure(f"{str(error).rstrip('.')}; {saved}") from error
+
+
+def _judge(experiment: Experiment, ppo: PPO) -> Callable[[], float] | None:
+    """Return what judges the agent in training, or None if its training returns do.
+
+    The episodes are others than those of the evaluation, which would flatter the chosen one.
+    """
+    settings = experiment.evaluation
+    if settings.selection_episodes == 0:
+        return None
+    agent = Agent(ppo.policy, ppo.observation_normalizer)
+    seed = (settings.seed + _SELECTION) % 2**31
+
+    def score() -> float:
+        evaluation = evaluate(
+            agent,
+            experiment.env,
+            experiment.env.noise,
+            settings.selection_episodes,
+            seed,
+            deterministic=settings.deterministic,
+        )
+        return float(evaluation.mean.mean())
+
+    return score
 
 
 def _as_experiment(experiment: Experiment | str | Path) -> Experiment:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -140,6 +141,36 @@ def test_a_finished_run_can_be_prolonged(tmp_path):
     doxastic.train(resume=folder, total_steps=3 * UPDATE_STEPS, progress=False)
     assert [record["update"] for record in RunFolder(folder).metrics()] == [1, 2, 3]
     assert from_dict(RunFolder(folder).config).total_steps == 3 * UPDATE_STEPS
+
+
+def test_the_best_checkpoint_is_the_one_with_the_highest_score(tmp_path, monkeypatch):
+    scores = iter([0.1, 0.7, 0.7, 0.3])
+    seeds = []
+
+    def scored(agent, env, noise, episodes, seed, *, deterministic):
+        seeds.append(seed)
+        assert noise == env.noise and episodes == 8 and deterministic
+        return SimpleNamespace(mean=np.full(len(noise), next(scores)))
+
+    monkeypatch.setattr("doxastic.training.evaluate", scored)
+    experiment = _experiment(8, evaluation={"noise": [0.0], "episodes": 4, "selection_episodes": 8})
+    run = RunFolder(doxastic.train(experiment, run_dir=tmp_path / "run", progress=False))
+    assert run.checkpoint_path("best").name == f"step-{6 * UPDATE_STEPS}"
+    assert run.checkpoint_path("last").name == f"step-{8 * UPDATE_STEPS}"
+    logged = [record.get("score") for record in run.metrics()]
+    assert logged == [None, 0.1, None, 0.7, None, 0.7, None, 0.3]
+    # Always the same episodes, and others than those of the evaluation.
+    assert len(set(seeds)) == 1 and seeds[0] != experiment.evaluation.seed
+
+
+def test_judging_checkpoints_leaves_the_training_as_it_was(run, tmp_path):
+    experiment = _experiment(
+        evaluation={"noise": [0.0, 0.4], "episodes": 4, "selection_episodes": 4}
+    )
+    judged = doxastic.train(experiment, run_dir=tmp_path / "run", progress=False)
+    ours, others = _tensors(judged), _tensors(run)
+    assert all(torch.equal(value, others[name]) for name, value in ours.items())
+    assert [record["score"] for record in RunFolder(judged).metrics() if "score" in record]
 
 
 def test_a_resumed_run_may_not_become_another_experiment(run):
