@@ -15,11 +15,12 @@ from gymnasium.vector.utils import batch_space
 from doxastic.envs.batched import BatchedPOMDP, NumpyRandom, State
 from doxastic.envs.observations import ObservationLayout
 
-FloatArray = npt.NDArray[np.float32]
+# float32 vectors, or the int64 symbols of a Discrete or MultiDiscrete space.
+Observation = npt.NDArray[Any]
 BoolArray = npt.NDArray[np.bool_]
 
 
-class POMDPEnv(gymnasium.Env[FloatArray, Any]):
+class POMDPEnv(gymnasium.Env[Observation, Any]):
     """One environment over a batched task.
 
     From the same seed it goes through the same episodes as a `POMDPVectorEnv` of one. The
@@ -27,8 +28,9 @@ class POMDPEnv(gymnasium.Env[FloatArray, Any]):
 
     Args:
         pomdp: The task.
-        previous_action: Whether the observation also carries the previous action and a flag
-            for the start of an episode, `[o, previous action, start]`.
+        previous_action: Whether the observation is a float32 vector that also carries the
+            previous action and a flag for the start of an episode, `[o, previous action, start]`,
+            with symbols one-hot.
     """
 
     def __init__(self, pomdp: BatchedPOMDP, *, previous_action: bool = True) -> None:
@@ -44,7 +46,7 @@ class POMDPEnv(gymnasium.Env[FloatArray, Any]):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[FloatArray, dict[str, Any]]:
+    ) -> tuple[Observation, dict[str, Any]]:
         """Return the first observation of a fresh episode and its noise level."""
         super().reset(seed=seed)
         if seed is not None or self._step_random is None:
@@ -54,7 +56,7 @@ class POMDPEnv(gymnasium.Env[FloatArray, Any]):
         self._elapsed, self._ended = 0, False
         return self._layout.first(self.pomdp.observe(self._state, random))[0], self._info()
 
-    def step(self, action: Any) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Return observation, reward, terminated, truncated and info after one action.
 
         Raises:
@@ -64,7 +66,7 @@ class POMDPEnv(gymnasium.Env[FloatArray, Any]):
         if self._state is None or self._step_random is None or self._ended:
             what = "has ended" if self._ended else "has not started"
             raise ResetNeeded(f"step was called on an episode that {what}; call reset() first.")
-        if not self.action_space.contains(action):
+        if not self._layout.is_action(action):
             raise ValueError(f"action is {action!r}; expected an element of {self.action_space}.")
         actions = np.asarray(action)[None]
         self._state, reward, terminated = self.pomdp.step(self._state, actions, self._step_random)
@@ -87,7 +89,7 @@ class POMDPEnv(gymnasium.Env[FloatArray, Any]):
         return {"noise": float(self._state["noise"][0])}
 
 
-class POMDPVectorEnv(VectorEnv[FloatArray, npt.NDArray[Any], npt.NDArray[Any]]):
+class POMDPVectorEnv(VectorEnv[Observation, npt.NDArray[Any], npt.NDArray[Any]]):
     """N environments over a batched task, stepped at once, with same-step autoreset.
 
     There are two random streams. What a reset draws, the first observation included, comes from
@@ -95,7 +97,7 @@ class POMDPVectorEnv(VectorEnv[FloatArray, npt.NDArray[Any], npt.NDArray[Any]]):
     from a second stream in draws of size N at every step, so that the noise environment i meets
     at step t does not depend on when the others ended, nor on the noise levels.
 
-    When episodes end, `info["final_obs"]` `[N, D]` holds their last observations and
+    When episodes end, `info["final_obs"]` holds their last observations and
     `info["final_info"]["noise"]` `[N]` their noise levels, valid where `info["_final_obs"]` and
     `info["_final_info"]` `[N]` are true; everything else already belongs to the episodes that
     start. Every returned array is fresh: it is never written to again, and writing to it does
@@ -104,8 +106,9 @@ class POMDPVectorEnv(VectorEnv[FloatArray, npt.NDArray[Any], npt.NDArray[Any]]):
     Args:
         pomdp: The task.
         num_envs: Number of environments N.
-        previous_action: Whether the observation also carries the previous action and a flag
-            for the start of an episode, `[o, previous action, start]`.
+        previous_action: Whether the observation is a float32 vector that also carries the
+            previous action and a flag for the start of an episode, `[o, previous action, start]`,
+            with symbols one-hot.
     """
 
     # Gymnasium's own vector environments have it as an attribute too; TorchRL reads that one.
@@ -124,13 +127,14 @@ class POMDPVectorEnv(VectorEnv[FloatArray, npt.NDArray[Any], npt.NDArray[Any]]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._limit = pomdp.max_episode_steps or np.iinfo(np.int64).max
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
+        self._every = np.ones(num_envs, dtype=np.bool_)
         self._step_random: NumpyRandom | None = None
         self._state: State | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[FloatArray, dict[str, Any]]:
-        """Return the first observations `[N, D]` of N fresh episodes and their noise levels.
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Return the first observations of N fresh episodes and their noise levels.
 
         Raises:
             ValueError: If `options` asks for a part of the environments by `"reset_mask"`:
@@ -151,7 +155,7 @@ class POMDPVectorEnv(VectorEnv[FloatArray, npt.NDArray[Any], npt.NDArray[Any]]):
 
     def step(
         self, actions: npt.NDArray[Any]
-    ) -> tuple[FloatArray, npt.NDArray[np.float64], BoolArray, BoolArray, dict[str, Any]]:
+    ) -> tuple[Observation, npt.NDArray[np.float64], BoolArray, BoolArray, dict[str, Any]]:
         """Return observations, rewards, terminations, truncations and info of N environments.
 
         Raises:
@@ -213,12 +217,12 @@ class POMDPVectorEnv(VectorEnv[FloatArray, npt.NDArray[Any], npt.NDArray[Any]]):
 
     def _info(self) -> dict[str, Any]:
         assert self._state is not None
-        return {"noise": self._state["noise"].copy(), "_noise": np.ones(self.num_envs, np.bool_)}
+        return {"noise": self._state["noise"].copy(), "_noise": self._every.copy()}
 
-    def _autoreset(self, observation: FloatArray, done: BoolArray) -> dict[str, Any]:
+    def _autoreset(self, observation: Observation, done: BoolArray) -> dict[str, Any]:
         """Start the episodes of the `done` rows, in place in `observation`; return the info."""
         assert self._state is not None
-        rows = np.flatnonzero(done)
+        rows = done.nonzero()[0]
         random = NumpyRandom(self.np_random)
         fresh = self.pomdp.reset(rows.size, random)
         ended = {

@@ -15,9 +15,15 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import FlattenObservation
 
 from doxastic.envs.gymnasium import POMDPVectorEnv
-from doxastic.envs.noise import ObservationNoise, noise_levels
+from doxastic.envs.noise import NoiseKind, noise_levels
 from doxastic.envs.registration import TASKS, make_vector
-from doxastic.envs.wrappers import CopyData, NumericEntries, PreviousAction, is_numeric
+from doxastic.envs.wrappers import (
+    CopyData,
+    NumericEntries,
+    VectorObservationNoise,
+    VectorPreviousAction,
+)
+from doxastic.envs.wrappers.trees import leaf_spaces
 
 _logger = logging.getLogger(__name__)
 
@@ -38,6 +44,11 @@ class EnvConfig:
     noise: tuple[float, ...] | None = None
     """Levels of observation noise, one drawn for each episode; None keeps the environment's own."""
 
+    noise_kind: NoiseKind = "gaussian"
+    """What the noise does: gaussian and student (heavy tails) add to every number, bias adds the
+    same for a whole episode, flicker blanks observations, delay shows earlier ones. Levels are
+    standard deviations, a probability for flicker, steps for delay. gaussian is a task's own."""
+
     previous_action: bool = True
     """Whether observations carry the previous action and a flag for the start of an episode."""
 
@@ -48,9 +59,13 @@ class EnvConfig:
         """Raise `ValueError` on a value outside its range."""
         if self.num_envs < 1:
             raise ValueError(f"num_envs is {self.num_envs}; expected at least 1 environment.")
-        if self.noise is not None:
-            noise_levels(self.noise)
-        for name in ("noise", "previous_action"):
+        noise_levels(0.0 if self.noise is None else self.noise, self.noise_kind)
+        if self.noise is None and self.noise_kind != "gaussian":
+            raise ValueError(
+                f"noise_kind is {self.noise_kind!r} but noise is None; give the levels, e.g. "
+                "noise: [0.0, 0.5]."
+            )
+        for name in ("noise", "noise_kind", "previous_action"):
             if name in self.kwargs:
                 raise ValueError(f"kwargs holds {name!r}; give it as the field {name} instead.")
 
@@ -61,8 +76,9 @@ def make_vector_env(
     """Return a vector environment with same-step autoreset.
 
     The tasks of doxastic are stepped all at once; other environments one after the other by
-    Gymnasium's SyncVectorEnv, with their observations and info copied, Tuple observations
-    flattened, entries that are no numbers dropped, and noise and previous action added by wrappers.
+    Gymnasium's SyncVectorEnv, with their observations and info copied, Tuples of vectors and
+    symbols flattened, other Tuples turned into Dicts, entries that are no numbers dropped, and
+    noise and previous action added by wrappers.
 
     Args:
         config: The environment.
@@ -71,7 +87,7 @@ def make_vector_env(
 
     Raises:
         ValueError: If the id is unknown, its package is not installed, the environment rejects
-            the arguments, or noise is asked for and the observations have no Box.
+            the arguments, or its observations cannot have the noise that is asked for.
     """
     if num_envs is not None:
         config = replace(config, num_envs=num_envs)
@@ -80,13 +96,7 @@ def make_vector_env(
     if config.id in TASKS:
         return _make_task(config)
     _require_id(config.id)
-    env = SyncVectorEnv(
-        [lambda: _make_single(config)] * config.num_envs, autoreset_mode=AutoresetMode.SAME_STEP
-    )
-    if env.envs[0].has_wrapper_attr("dropped"):
-        dropped = ", ".join(env.envs[0].get_wrapper_attr("dropped"))
-        _logger.info("Observations of %s that are no numbers are left out: %s.", config.id, dropped)
-    return env
+    return _make_outside(config)
 
 
 def env_state(
@@ -98,7 +108,7 @@ def env_state(
 
 
 def _make_task(config: EnvConfig) -> VectorEnv[Any, Any, Any]:
-    arguments = dict(config.kwargs)
+    arguments = {"noise_kind": config.noise_kind, **config.kwargs}
     if config.noise is not None:
         arguments["noise"] = config.noise
     try:
@@ -109,21 +119,38 @@ def _make_task(config: EnvConfig) -> VectorEnv[Any, Any, Any]:
         raise _rejected(config, error) from error
 
 
+def _make_outside(config: EnvConfig) -> VectorEnv[Any, Any, Any]:
+    inner = SyncVectorEnv(
+        [lambda: _make_single(config)] * config.num_envs, autoreset_mode=AutoresetMode.SAME_STEP
+    )
+    first = inner.envs[0]
+    if isinstance(first, NumericEntries) and first.dropped:
+        dropped = ", ".join(first.dropped)
+        _logger.info("Observations of %s that are no numbers are left out: %s.", config.id, dropped)
+    env: VectorEnv[Any, Any, Any] = inner
+    if config.noise is not None:
+        env = VectorObservationNoise(env, config.noise, config.noise_kind)
+    return VectorPreviousAction(env) if config.previous_action else env
+
+
 def _make_single(config: EnvConfig) -> gymnasium.Env[Any, Any]:
     try:
         env = gymnasium.make(config.id, **{"disable_env_checker": True, **config.kwargs})
     except TypeError as error:
         raise _rejected(config, error) from error
     env = CopyData(env)
-    if isinstance(env.observation_space, spaces.Tuple):
-        env = FlattenObservation(env)
-    if isinstance(env.observation_space, spaces.Dict) and any(
-        not is_numeric(space) for space in env.observation_space.values()
-    ):
-        env = NumericEntries(env)
-    if config.noise is not None:
-        env = ObservationNoise(env, config.noise)
-    return PreviousAction(env) if config.previous_action else env
+    leaves = leaf_spaces(env.observation_space)
+    if isinstance(env.observation_space, spaces.Tuple) and all(map(_is_flat, leaves)):
+        return FlattenObservation(env)
+    if isinstance(env.observation_space, spaces.Dict | spaces.Tuple):
+        return NumericEntries(env)
+    return env
+
+
+def _is_flat(space: gymnasium.Space[Any]) -> bool:
+    """Return whether elements of the space are vectors or symbols: no images, no text."""
+    arrays = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+    return isinstance(space, arrays) and len(space.shape or ()) <= 1
 
 
 def _rejected(config: EnvConfig, error: TypeError) -> ValueError:

@@ -12,10 +12,11 @@ from gymnasium import spaces
 from doxastic.envs.batched import Array, BatchedPOMDP
 
 FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
 
 
 def action_vector_space(space: gymnasium.Space[Any]) -> spaces.Box:
-    """Return the Box in which `action_vector` writes an action of `space`.
+    """Return the Box of an action as a float32 vector: one-hot if discrete, else its values.
 
     Raises:
         ValueError: If the action space is none of Discrete, MultiDiscrete, MultiBinary, Box.
@@ -25,10 +26,8 @@ def action_vector_space(space: gymnasium.Space[Any]) -> spaces.Box:
         low = np.minimum(space.low, 0).reshape(-1).astype(np.float32)
         high = np.maximum(space.high, 0).reshape(-1).astype(np.float32)
         return spaces.Box(low, high, dtype=np.float32)
-    if isinstance(space, spaces.Discrete):
-        size = int(space.n)
-    elif isinstance(space, spaces.MultiDiscrete):
-        size = int(space.nvec.sum())
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        size = int(_choices(space).sum())
     elif isinstance(space, spaces.MultiBinary):
         size = int(np.prod(space.shape))
     else:
@@ -39,76 +38,93 @@ def action_vector_space(space: gymnasium.Space[Any]) -> spaces.Box:
     return spaces.Box(0.0, 1.0, (size,), np.float32)
 
 
-def action_vector(space: gymnasium.Space[Any], action: Any) -> FloatArray:
-    """Return an action as a float32 vector: one-hot if discrete, else its values."""
-    if isinstance(space, spaces.Discrete):
-        vector = np.zeros(int(space.n), dtype=np.float32)
-        vector[int(action) - int(space.start)] = 1
-        return vector
-    if isinstance(space, spaces.MultiDiscrete):
-        sizes = space.nvec.reshape(-1)
-        vector = np.zeros(int(sizes.sum()), dtype=np.float32)
-        offsets = np.cumsum(sizes) - sizes
-        vector[offsets + np.reshape(action, -1) - space.start.reshape(-1)] = 1
-        return vector
-    return np.array(action, dtype=np.float32).reshape(-1)
-
-
 class ObservationLayout:
-    """Writes `[o, previous action, start]` vectors for N environments of a batched task.
+    """Writes what the environments return for N environments of a batched task.
+
+    With the previous action that is one float32 vector `[o, previous action, start]`, in which
+    every symbol of a Discrete or MultiDiscrete space is one-hot; without it, the observation
+    itself, in int64 for symbols and in float32 for a Box.
 
     Args:
-        pomdp: The task; its actions are Discrete or a Box.
+        pomdp: The task. Its observations are Discrete, MultiDiscrete or a Box of one dimension,
+            its actions Discrete, MultiDiscrete or a Box.
         previous_action: Whether to append the previous action and the start flag at all.
 
     Attributes:
-        space: Space of the vector of one environment.
+        space: Space of what is returned for one environment.
+
+    Raises:
+        ValueError: If the task has other spaces.
     """
 
     def __init__(self, pomdp: BatchedPOMDP, previous_action: bool) -> None:
-        box, self._action_space = pomdp.observation_space, pomdp.action_space
-        starts_at_zero = getattr(self._action_space, "start", 0) == 0
-        if not (isinstance(self._action_space, spaces.Discrete | spaces.Box) and starts_at_zero):
+        observed, self._action_space = pomdp.observation_space, pomdp.action_space
+        if not (_is_supported(observed) and len(observed.shape or ()) <= 1):
+            raise ValueError(
+                f"The observation space of {type(pomdp).__name__} is {observed}; batched tasks "
+                "have a Box of one dimension, or Discrete or MultiDiscrete from 0."
+            )
+        if not _is_supported(self._action_space):
             raise ValueError(
                 f"The action space of {type(pomdp).__name__} is {self._action_space}; batched "
-                "tasks have Box actions or Discrete ones that start at 0."
+                "tasks have Box actions, or Discrete or MultiDiscrete ones from 0."
             )
         self._previous_action = previous_action
-        self._width = self._size = int(box.shape[0])
-        self._choices = 0
-        if isinstance(self._action_space, spaces.Discrete):
-            self._choices = int(self._action_space.n)
-        self.space: gymnasium.Space[Any] = box
+        self._dtype = np.float32 if isinstance(observed, spaces.Box) else np.int64
+        self._choices = _choices(self._action_space)
+        self._fewest = int(self._choices.min(initial=np.iinfo(np.int64).max))
+        self.space: gymnasium.Space[Any] = observed
+        # Columns of the one-hot parts are 1 where a symbol's offset plus the symbol say so.
+        self._symbol_offsets = _offsets(_choices(observed))
+        seen = action_vector_space(observed) if self._symbol_offsets.size else observed
+        assert isinstance(seen, spaces.Box)
+        self._width = self._size = int(seen.shape[0])
+        self._action_offsets = self._width + _offsets(self._choices)
         if previous_action:
             action = action_vector_space(self._action_space)
-            low = np.concatenate([box.low, action.low, np.zeros(1, np.float32)])
-            high = np.concatenate([box.high, action.high, np.ones(1, np.float32)])
+            low = np.concatenate([seen.low, action.low, np.zeros(1, np.float32)])
+            high = np.concatenate([seen.high, action.high, np.ones(1, np.float32)])
             self.space = spaces.Box(low, high, dtype=np.float32)
             self._size = low.size
-        # Row i: the one-hot of action i and a start flag of 0.
-        self._one_hot = np.eye(self._choices, self._choices + 1, dtype=np.float32)
+        # Row i: the one-hot of a Discrete action i and a start flag of 0.
+        count = self._fewest if isinstance(self._action_space, spaces.Discrete) else 0
+        self._one_hot = np.eye(count, count + 1, dtype=np.float32)
 
-    def first(self, o: Array) -> FloatArray:
-        """Return the vectors of the first observations of N episodes: no action, start = 1."""
+    def first(self, o: Array) -> npt.NDArray[Any]:
+        """Return what is observed first in N episodes: no action, start = 1."""
         if not self._previous_action:
-            return np.array(o, dtype=np.float32)
+            return np.array(o, dtype=self._dtype)
         out = np.zeros((o.shape[0], self._size), dtype=np.float32)
-        out[:, : self._width] = o
+        self._write_observation(out, o)
         out[:, -1] = 1
         return out
 
-    def following(self, o: Array, actions: npt.NDArray[Any]) -> FloatArray:
-        """Return the vectors of the observations that followed `actions`: start = 0."""
+    def following(self, o: Array, actions: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return what is observed after `actions`: start = 0."""
         if not self._previous_action:
-            return np.array(o, dtype=np.float32)
-        out = np.empty((o.shape[0], self._size), dtype=np.float32)
-        out[:, : self._width] = o
-        if self._choices:
-            out[:, self._width :] = self._one_hot[actions]
+            return np.array(o, dtype=self._dtype)
+        out = np.zeros((o.shape[0], self._size), dtype=np.float32)
+        self._write_observation(out, o)
+        if self._one_hot.size:
+            out[:, self._width :] = self._one_hot.take(actions, axis=0)
+        elif self._choices.size:
+            _set_ones(out, actions.reshape(o.shape[0], -1) + self._action_offsets)
         else:
-            out[:, self._width : -1] = actions.reshape(actions.shape[0], -1)
-            out[:, -1] = 0
+            out[:, self._width : -1] = actions.reshape(o.shape[0], -1)
         return out
+
+    def _write_observation(self, out: FloatArray, o: Array) -> None:
+        if self._symbol_offsets.size:
+            _set_ones(out, o.reshape(o.shape[0], -1) + self._symbol_offsets)
+        else:
+            out[:, : self._width] = o
+
+    def is_action(self, action: Any) -> bool:
+        """Return whether an action of one environment is an element of the action space."""
+        if isinstance(action, int | np.integer) and self._one_hot.size:
+            # Some microseconds quicker than `contains`.
+            return bool(0 <= action < self._one_hot.shape[0])
+        return self._action_space.contains(action)
 
     def checked_actions(self, actions: Any, n: int) -> npt.NDArray[Any]:
         """Return `actions` as an array of `n` actions.
@@ -121,16 +137,50 @@ class ObservationLayout:
         shape = (n, *(space.shape or ()))
         if checked.shape != shape:
             raise ValueError(f"actions has shape {checked.shape}; expected {shape}, one per row.")
-        if self._choices:
-            if checked.dtype.kind not in "iu":
-                raise ValueError(f"actions has dtype {checked.dtype}; expected integers.")
-            inside = bool(checked.min() >= 0 and checked.max() < self._choices)
-        else:
-            assert isinstance(space, spaces.Box)
-            inside = bool(np.all(checked >= space.low) and np.all(checked <= space.high))
-        if not inside:
+        if self._choices.size and checked.dtype.kind not in "iu":
+            raise ValueError(f"actions has dtype {checked.dtype}; expected integers.")
+        if not self._are_inside(checked):
             raise ValueError(f"actions contains {_outside(space, checked)}; expected {space}.")
         return checked
+
+    def _are_inside(self, actions: npt.NDArray[Any]) -> bool:
+        space = self._action_space
+        if isinstance(space, spaces.Box):
+            return bool(np.all(actions >= space.low) and np.all(actions <= space.high))
+        if actions.min() < 0:
+            return False
+        # Enough for one symbol, and the quicker test for several with as many values each.
+        if actions.max() < self._fewest:
+            return True
+        return isinstance(space, spaces.MultiDiscrete) and bool(np.all(actions < space.nvec))
+
+
+def _is_supported(space: gymnasium.Space[Any]) -> bool:
+    """Return whether the space is a Box, or symbols that are counted from 0."""
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        return not np.any(space.start)
+    return isinstance(space, spaces.Box)
+
+
+def _choices(space: gymnasium.Space[Any]) -> IntArray:
+    """Return how many values each symbol of a space has; none for a Box."""
+    if isinstance(space, spaces.Discrete):
+        return np.array([space.n], dtype=np.int64)
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.nvec.reshape(-1).astype(np.int64)
+    return np.zeros(0, dtype=np.int64)
+
+
+def _offsets(sizes: IntArray) -> IntArray:
+    """Return the first column of each one-hot part."""
+    return np.asarray(np.cumsum(sizes) - sizes)
+
+
+def _set_ones(out: FloatArray, columns: IntArray) -> None:
+    """Write 1 into the given columns `[N, K]` of the N rows of `out`."""
+    rows, size = out.shape
+    # One index into the flat array is three times as quick as a pair of indices.
+    out.reshape(-1)[columns + np.arange(0, rows * size, size)[:, None]] = 1
 
 
 def _outside(space: gymnasium.Space[Any], actions: npt.NDArray[Any]) -> str:

@@ -3,9 +3,13 @@ import importlib
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
 from doxastic.envs import EnvConfig, POMDPVectorEnv, env_state, make_vector_env
+
+VECTOR = spaces.Box(-1.0, 1.0, (2,), np.float32)
+IMAGE = spaces.Box(0, 255, (8, 8, 3), np.uint8)
 
 
 def run(env, steps=20):
@@ -45,11 +49,16 @@ def test_outside_environments_run_with_same_step_autoreset(env_id, previous_acti
     run(env)
 
 
-def test_noise_reaches_an_outside_environment():
-    config = EnvConfig(id="CartPole-v1", num_envs=4, noise=(0.25,))
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "doxastic/CartPole-v0"])
+@pytest.mark.parametrize(
+    ("kind", "level"),
+    [("gaussian", 0.25), ("student", 0.25), ("bias", 0.25), ("flicker", 0.25), ("delay", 2.0)],
+)
+def test_every_kind_of_noise_reaches_own_and_outside_environments(env_id, kind, level):
+    config = EnvConfig(id=env_id, num_envs=4, noise=(level,), noise_kind=kind)
     env = make_vector_env(config)
     _, info = env.reset(seed=0)
-    np.testing.assert_array_equal(info["noise"], [0.25] * 4)
+    np.testing.assert_array_equal(info["noise"], [level] * 4)
     run(env, 60)
 
 
@@ -74,6 +83,37 @@ def test_minigrids_mission_text_is_dropped_with_a_note(caplog):
         "previous_action",
         "episode_start",
     }
+
+
+@pytest.mark.parametrize(
+    ("space", "expected"),
+    [
+        (spaces.Tuple([spaces.Discrete(3), VECTOR]), {"Box(5,)"}),
+        (spaces.Tuple([IMAGE, VECTOR]), {"0", "1"}),
+        (spaces.Tuple([spaces.Text(3), VECTOR]), {"1"}),
+        (spaces.Dict(a=spaces.Tuple([VECTOR, spaces.Discrete(2)]), b=VECTOR), {"a", "b"}),
+        (spaces.Dict(a=spaces.Dict(t=spaces.Text(3), v=VECTOR)), {"a"}),
+    ],
+)
+def test_tuples_are_flattened_or_named_so_that_every_entry_can_be_encoded(space, expected):
+    class Sampled(gymnasium.Env):
+        observation_space, action_space = space, spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            return self.observation_space.sample(), {}
+
+        def step(self, action):
+            return self.observation_space.sample(), 0.0, False, False, {}
+
+    gymnasium.register("Sampled-v0", entry_point=Sampled)
+    try:
+        env = make_vector_env(EnvConfig(id="Sampled-v0", num_envs=2, previous_action=False))
+        run(env)
+    finally:
+        del gymnasium.registry["Sampled-v0"]
+    seen = env.single_observation_space
+    names = set(seen.spaces) if isinstance(seen, spaces.Dict) else {f"Box{seen.shape}"}
+    assert names == expected
 
 
 def test_the_state_of_own_environments_is_saved():
@@ -111,6 +151,10 @@ def test_what_cannot_be_made_is_named(config, message):
         ({"noise": (-0.1,)}, "must be finite and >= 0"),
         ({"noise": ()}, "non-empty"),
         ({"kwargs": {"noise": 0.1}}, "as the field noise"),
+        ({"kwargs": {"noise_kind": "bias"}}, "as the field noise_kind"),
+        ({"noise_kind": "flicker"}, "but noise is None; give the levels"),
+        ({"noise_kind": "flicker", "noise": (1.5,)}, "at most 1"),
+        ({"noise_kind": "dropout", "noise": (0.5,)}, "expected one of gaussian"),
     ],
 )
 def test_values_outside_their_range_are_named(fields, message):

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import gymnasium
 import numpy as np
 
-from doxastic.envs.batched import Array, BatchedPOMDP, Random, State, constant, namespace
+from doxastic.envs.batched import Array, BatchedPOMDP, Random, State, columns, constant, namespace
 from doxastic.envs.noise import noise_levels
-
-Observed = Literal["position", "velocity", "full"]
+from doxastic.envs.tasks.sensors import Observed, noisy_reading, seen_entries
 
 # Gymnasium 1.4, gymnasium/envs/classic_control/cartpole.py, SI units.
 GRAVITY = 9.8
@@ -20,18 +18,22 @@ CART_MASS = 1.0
 POLE_MASS = 0.1
 TOTAL_MASS = CART_MASS + POLE_MASS
 HALF_POLE_LENGTH = 0.5
-POLE_MASS_LENGTH = POLE_MASS * HALF_POLE_LENGTH
+# The pole's mass times the distance to its centre of mass, per total mass.
+POLE_LEVER = POLE_MASS * HALF_POLE_LENGTH / TOTAL_MASS
 FORCE = 10.0
 TIME_STEP = 0.02
 POSITION_LIMIT = 2.4
 ANGLE_LIMIT = 12 * 2 * math.pi / 360
 START_RANGE = 0.05
 
+# Acceleration of the whole by the actions left and right.
+_PUSH = (-FORCE / TOTAL_MASS, FORCE / TOTAL_MASS)
+
 # Of (x, x_dot, theta, theta_dot); the velocities have none.
 _LIMITS = (POSITION_LIMIT, math.inf, ANGLE_LIMIT, math.inf)
 
 # Columns of (x, x_dot, theta, theta_dot) that are seen.
-_COLUMNS: dict[str, tuple[int, ...]] = {
+COLUMNS: dict[str, tuple[int, ...]] = {
     "position": (0, 2),
     "velocity": (1, 3),
     "full": (0, 1, 2, 3),
@@ -48,7 +50,8 @@ class CartPole(BatchedPOMDP):
     sensors whose noise scale is drawn at the start of the episode and never shown: it has to
     infer the velocities, and how far to trust what it sees. With `observed="position"` and a
     single level this is POPGym's NoisyPositionOnlyCartPole
-    (`popgym/envs/noisy_position_only_cartpole.py`).
+    (`popgym/envs/noisy_position_only_cartpole.py`). The best policy known returns .758 by default,
+    and .755 if it takes the noise for .2 in every episode (`doxastic.envs.references.control`).
 
     ## Action Space
     `Discrete(2)`: 0 pushes the cart to the left, 1 to the right, with 10 N.
@@ -92,15 +95,13 @@ class CartPole(BatchedPOMDP):
         noise: float | Sequence[float] = (0.0, 0.1, 0.2, 0.3),
         horizon: int = 200,
     ) -> None:
-        if observed not in _COLUMNS:
-            raise ValueError(f"observed is {observed!r}; expected one of {list(_COLUMNS)}.")
+        self._columns = seen_entries(observed, COLUMNS)
         if horizon < 1:
             raise ValueError(f"horizon is {horizon}; expected at least 1 step.")
         self.observed = observed
         self.noise = noise_levels(noise)
         self.max_episode_steps = horizon
         self.reward_range = (1 / horizon, 1 / horizon)
-        self._columns = _COLUMNS[observed]
         bounds = tuple(2 * _LIMITS[i] for i in self._columns)
         self._bounds = (tuple(-bound for bound in bounds), bounds)
         high = np.array(bounds, dtype=np.float32)
@@ -117,28 +118,24 @@ class CartPole(BatchedPOMDP):
         physics = state["physics"]
         xp = namespace(physics)
         x_dot, theta, theta_dot = physics[:, 1], physics[:, 2], physics[:, 3]
-        force = xp.astype(action, physics.dtype) * (2 * FORCE) - FORCE
         cos, sin = xp.cos(theta), xp.sin(theta)
-        pull = (force + POLE_MASS_LENGTH * (theta_dot * theta_dot) * sin) / TOTAL_MASS
-        inertia = HALF_POLE_LENGTH * (4.0 / 3.0 - POLE_MASS * (cos * cos) / TOTAL_MASS)
+        push = constant(_PUSH, physics)[action]
+        pull = push + POLE_LEVER * (theta_dot * theta_dot) * sin
+        inertia = HALF_POLE_LENGTH * (4.0 / 3.0) - POLE_LEVER * (cos * cos)
         theta_acc = (GRAVITY * sin - cos * pull) / inertia
-        x_acc = pull - POLE_MASS_LENGTH * theta_acc * cos / TOTAL_MASS
-        velocity = xp.stack([x_dot, x_acc, theta_dot, theta_acc], axis=1)
-        moved = physics + TIME_STEP * velocity
-        out_of_bounds = xp.abs(moved) > constant(_LIMITS, moved)
-        terminated = out_of_bounds[:, 0] | out_of_bounds[:, 2]
-        reward = xp.full_like(theta, self.reward_range[0])
+        x_acc = pull - POLE_LEVER * theta_acc * cos
+        moved = physics + TIME_STEP * columns(x_dot, x_acc, theta_dot, theta_acc)
+        fallen = xp.abs(moved[:, 2]) > ANGLE_LIMIT
+        terminated = (xp.abs(moved[:, 0]) > POSITION_LIMIT) | fallen
+        reward = xp.empty_like(theta)
+        reward[:] = self.reward_range[0]
         return {"physics": moved, "noise": state["noise"]}, reward, terminated
 
     def observe(self, state: State, random: Random) -> Array:
         """Return the seen entries plus noise, clipped to the space, `[N, D]`."""
-        physics = state["physics"]
-        xp = namespace(physics)
         first, stride = self._columns[0], 1 if self.observed == "full" else 2
-        noise = random.normal((physics.shape[0], len(self._columns)))
-        seen = physics[:, first::stride] + state["noise"][:, None] * noise
-        bounds = constant(self._bounds, seen)
-        return xp.minimum(xp.maximum(seen, bounds[0]), bounds[1])
+        seen = state["physics"][:, first::stride]
+        return noisy_reading(seen, state["noise"], self._bounds, random)
 
     def hidden(self, state: State) -> Array:
         """Return (x, x_dot, theta, theta_dot, noise level), `[N, 5]`."""

@@ -32,6 +32,17 @@ def test_waiting_at_the_horizon_terminates_as_a_wrong_answer():
     assert ended[0]
 
 
+def test_no_answer_costs_less_than_a_wrong_one_where_late_cost_says_so():
+    pomdp = SequentialTest(variant="harder", horizon=1)
+    state, random = reset(pomdp, 2)
+    state["sign"] = np.array([1.0, 1.0])
+    _, reward, ended = pomdp.step(state, np.array([WAIT, LEFT]), random)
+    np.testing.assert_array_equal(reward, [0.0, -10.0])
+    assert ended.all()
+    assert SequentialTest(wrong_cost=5).late_cost == 5
+    assert SequentialTest(late_cost=20).reward_range == (-20.0, 1.0)
+
+
 def test_an_answer_at_the_horizon_is_still_in_time():
     pomdp = SequentialTest(horizon=1)
     state, random = reset(pomdp, 2)
@@ -84,6 +95,7 @@ def test_numpy_and_torch_agree_given_the_same_state():
         ({"variant": "medium"}, "expected one of"),
         ({"wait_cost": -1}, "wait_cost is -1.0"),
         ({"wrong_cost": float("inf")}, "wrong_cost is inf"),
+        ({"late_cost": -1}, "late_cost is -1.0"),
         ({"horizon": 0}, "at least 1 step"),
         ({"noise": (1.0, -1.0)}, "must be finite and >= 0"),
     ],

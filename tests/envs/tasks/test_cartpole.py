@@ -2,7 +2,6 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from popgym.envs.noisy_position_only_cartpole import NoisyPositionOnlyCartPole
 
 from doxastic.envs import CartPole, NumpyRandom, TorchRandom
 
@@ -33,6 +32,31 @@ def test_physics_equal_gymnasiums_step_by_step():
                 break
         else:
             pytest.fail("no episode under random actions lasts 200 steps")
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.2])
+def test_observation_reward_and_end_equal_popgyms_given_the_same_hidden_state(sigma):
+    popgym = pytest.importorskip("popgym.envs.noisy_position_only_cartpole")
+    env = popgym.NoisyPositionOnlyCartPole(noise_sigma=sigma, max_episode_length=25)
+    pomdp, ends = CartPole(noise=sigma, horizon=25), []
+    for episode, row in enumerate(np.random.default_rng(1).integers(0, 2, (20, 25))):
+        env.reset(seed=episode)
+        state = start(pomdp, env.state[None], sigma)
+        # Both draw two normal numbers for every observation.
+        env.np_random = np.random.default_rng(episode)
+        random = NumpyRandom(np.random.default_rng(episode))
+        for step, action in enumerate(row, 1):
+            expected, their_reward, their_end, their_truncation, _ = env.step(action)
+            state, reward, terminated = pomdp.step(state, np.array([action]), random)
+            seen = pomdp.observe(state, random)[0]
+            np.testing.assert_allclose(seen, expected, rtol=0, atol=1e-6)
+            assert reward[0] == their_reward
+            assert terminated[0] == their_end
+            assert (step == pomdp.max_episode_steps) == their_truncation
+            if their_end:
+                break
+        ends.append(their_end)
+    assert 0 < sum(ends) < len(ends)
 
 
 def test_numpy_and_torch_agree_given_the_same_draws():
@@ -90,7 +114,8 @@ def test_noise_has_the_hidden_scale_and_is_clipped_to_the_space():
 
 
 def test_clipped_noise_has_the_moments_of_popgyms_environment():
-    env = NoisyPositionOnlyCartPole(noise_sigma=0.3)
+    popgym = pytest.importorskip("popgym.envs.noisy_position_only_cartpole")
+    env = popgym.NoisyPositionOnlyCartPole(noise_sigma=0.3)
     env.reset(seed=0)
     theirs = np.stack([env.add_noise_to_obs(np.zeros(2, np.float32)) for _ in range(20_000)])
     pomdp = CartPole()

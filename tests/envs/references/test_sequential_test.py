@@ -2,8 +2,11 @@ import numpy as np
 import pytest
 
 from doxastic.envs import SequentialTest
-from doxastic.envs.filters import sequential_test_posterior, solve_sequential_test
-from doxastic.envs.noise_blind import solve_noise_blind
+from doxastic.envs.references.sequential_test import (
+    sequential_test_posterior,
+    solve_sequential_test,
+)
+from doxastic.envs.references.sequential_test_blind import solve_noise_blind
 
 
 def normal(x, mean, sigma):

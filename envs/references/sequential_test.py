@@ -12,6 +12,7 @@ over the next observation is a Gauss-Hermite sum for every (s, sigma) with a non
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
@@ -21,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from doxastic.envs.batched import NumpyRandom
-from doxastic.envs.sequential_test import LEFT, RIGHT, WAIT, SequentialTest
-from doxastic.envs.statistics_grid import StatisticsGrid, expectation, interpolated
+from doxastic.envs.references.statistics_grid import StatisticsGrid, expectation, interpolated
+from doxastic.envs.tasks.sequential_test import LEFT, RIGHT, WAIT, SequentialTest
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -112,10 +113,8 @@ class SequentialTestSolution(ABC):
 
     def _play(self, level: float, episodes: int, seed: int) -> FloatArray:
         """Return the returns `[episodes]` of episodes at one noise level."""
-        task = self.task
-        task = SequentialTest(
-            wait_cost=task.wait_cost, wrong_cost=task.wrong_cost, horizon=task.horizon, noise=level
-        )
+        task = copy.copy(self.task)
+        task.noise = (level,)
         random = NumpyRandom(np.random.default_rng(seed))
         state = task.reset(episodes, random)
         outcome, running = np.zeros(episodes), np.ones(episodes, dtype=bool)
@@ -177,26 +176,33 @@ def solve_sequential_test(
             f"noise is {task.noise}; the dynamic program needs positive levels. "
             "Leave 0 out: at sigma = 0 the first observation decides, and the return is 1."
         )
-    arguments = (task.wait_cost, task.wrong_cost, task.horizon, task.noise)
-    return _solve(*arguments, means, spreads, nodes)
+    costs = task.wait_cost, task.wrong_cost, task.late_cost
+    return _solve(*costs, task.horizon, task.noise, means, spreads, nodes)
 
 
 @lru_cache(maxsize=32)
 def _solve(
     wait_cost: float,
     wrong_cost: float,
+    late_cost: float,
     horizon: int,
     noise: tuple[float, ...],
     means: int,
     spreads: int,
     nodes: int,
 ) -> SequentialTestSolution:
-    task = SequentialTest(wait_cost=wait_cost, wrong_cost=wrong_cost, horizon=horizon, noise=noise)
+    task = SequentialTest(
+        wait_cost=wait_cost,
+        wrong_cost=wrong_cost,
+        late_cost=late_cost,
+        horizon=horizon,
+        noise=noise,
+    )
     grid = StatisticsGrid(noise, means, spreads)
     points, masses = np.polynomial.hermite_e.hermegauss(nodes)
     mean, spread = np.meshgrid(grid.mean, grid.spread, indexing="ij")
-    # At the horizon, waiting is a wrong answer.
-    waiting = np.full((horizon, means, spreads), -wrong_cost)
+    # At the horizon, waiting is no answer.
+    waiting = np.full((horizon, means, spreads), -late_cost)
     weights = _weights(horizon, mean, spread, noise)
     answering = _worth_of_answer(weights[..., 0, :].sum(-1), wrong_cost)
     for n in range(horizon - 1, 0, -1):

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.signal import fftconvolve
 
-from doxastic.envs.filters import FloatArray, SequentialTestSolution
-from doxastic.envs.sequential_test import RIGHT, WAIT, SequentialTest
+from doxastic.envs.references.sequential_test import FloatArray, SequentialTestSolution
+from doxastic.envs.tasks.sequential_test import RIGHT, WAIT, SequentialTest
 
 # Grid points per unit of the sum of observations: the means +-1 fall on grid points.
 _POINTS_PER_UNIT = 20
@@ -39,7 +39,8 @@ def solve_noise_blind(task: SequentialTest, *, sweeps: int = 40) -> SequentialTe
         raise ValueError(
             f"noise is {task.noise}; the dynamic program needs positive levels. Leave 0 out."
         )
-    return _solve(task.wait_cost, task.wrong_cost, task.horizon, task.noise, sweeps)
+    costs = task.wait_cost, task.wrong_cost, task.late_cost
+    return _solve(*costs, task.horizon, task.noise, sweeps)
 
 
 class _BlindPolicy(SequentialTestSolution):
@@ -63,9 +64,20 @@ class _BlindPolicy(SequentialTestSolution):
 
 @lru_cache(maxsize=32)
 def _solve(
-    wait_cost: float, wrong_cost: float, horizon: int, noise: tuple[float, ...], sweeps: int
+    wait_cost: float,
+    wrong_cost: float,
+    late_cost: float,
+    horizon: int,
+    noise: tuple[float, ...],
+    sweeps: int,
 ) -> SequentialTestSolution:
-    task = SequentialTest(wait_cost=wait_cost, wrong_cost=wrong_cost, horizon=horizon, noise=noise)
+    task = SequentialTest(
+        wait_cost=wait_cost,
+        wrong_cost=wrong_cost,
+        late_cost=late_cost,
+        horizon=horizon,
+        noise=noise,
+    )
     reach = int(horizon + 5 * max(noise) * np.sqrt(horizon))
     kernels = [_kernel(sigma) for sigma in noise]
     size = 2 * reach * _POINTS_PER_UNIT + 1
@@ -113,7 +125,7 @@ def _improve(
     """
     horizon, levels, size = arrival.shape
     actions = np.full((horizon, size), WAIT)
-    waiting = np.full((levels, size), -task.wrong_cost)
+    waiting = np.full((levels, size), -task.late_cost)
     for n in reversed(range(horizon)):
         here = arrival[n]
         right = here.sum(0)

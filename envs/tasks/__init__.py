@@ -1,0 +1,1 @@
+"""The tasks, one file and one question each, and what several of them share."""
