@@ -17,8 +17,8 @@ from doxastic.agents.collector import Collector, EnvironmentFailure
 from doxastic.agents.encoders import EncoderConfig
 from doxastic.agents.normalization import ObservationNormalizer
 from doxastic.agents.policy import ActorCritic, PolicyConfig
-from doxastic.envs.cartpole import CartPole
 from doxastic.envs.gymnasium import POMDPVectorEnv
+from doxastic.envs.tasks.cartpole import CartPole
 from doxastic.memory.baselines import GRUMemory
 from doxastic.memory.build import MemoryConfig, build_memory
 

@@ -21,8 +21,8 @@ from doxastic.agents.losses import DiscreteLoss, TorchRLLoss, estimate_advantage
 from doxastic.agents.optimization import FlatAdam, TrainingDiverged, schedule
 from doxastic.agents.policy import ActorCritic, PolicyConfig
 from doxastic.agents.ppo import PPO, PPOConfig
-from doxastic.envs.cartpole import CartPole
 from doxastic.envs.gymnasium import POMDPVectorEnv
+from doxastic.envs.tasks.cartpole import CartPole
 from doxastic.memory.baselines import GRUMemory
 
 SMALL = PPOConfig(segment_steps=16, epochs=2, minibatches=2)
