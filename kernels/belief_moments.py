@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from doxastic.kernels.checks import can_fuse, check_rank, check_reset, check_tensor
+from doxastic.kernels.checks import can_fuse, can_launch, check_rank, check_reset, check_tensor
 from doxastic.kernels.moments import weighted_moments
 
 # Largest decay per step, e^(-0.6065) = 0.545, as in RWKV-7.
@@ -74,7 +74,8 @@ def belief_moments_features(
 ) -> tuple[Tensor, Tensor]:
     """Return `belief_features` of `belief_moments`, `[B, T, 4 M]`, and the state.
 
-    In float32 on the CPU this is one fused operation.
+    In float32 on the CPU this is one fused operation, on CUDA one for float32, bfloat16 and
+    float16. Computed in float32 (float64 when an input is), under autocast too.
 
     Args:
         raw: `[B, T, 3 M]`.
@@ -96,6 +97,10 @@ def belief_moments_features(
 
         features: tuple[Tensor, Tensor] = FusedBeliefMoments.apply(raw, prior, state, reset)
         return features
+    if state.dtype is torch.float32 and can_launch(raw, prior):
+        from doxastic.kernels.triton import belief_moments as triton
+
+        return triton.belief_moments_features(raw, prior, state, reset)
     mean, variance, evidence, state = belief_moments(raw, prior, state=state, reset=reset)
     return belief_features(mean, variance, evidence), state
 

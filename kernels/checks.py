@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from typing import TypeVar
 
 import torch
@@ -13,6 +15,17 @@ logger = logging.getLogger("doxastic.kernels")
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 _logged: set[str] = set()
+
+
+def _is_installed(name: str) -> bool:
+    """Return whether a package could be imported, without importing it."""
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):  # Blocked: by a finder, or with None in sys.modules.
+        return False
+
+
+_HAS_TRITON = _is_installed("triton")
 
 
 def check_tensor(
@@ -104,7 +117,9 @@ def find_backend(name: str, backends: Mapping[str, _Function]) -> _Function:
 
 
 def automatic(operation: str, device: torch.device, dtype: torch.dtype, obstacle: str = "") -> str:
-    """Return the backend for tensors of this device and dtype: "cpu" if it can, else "chunked".
+    """Return the backend for tensors of this device and dtype.
+
+    That is "cpu" on the CPU and "triton" on CUDA, for what is computed in float32, else "chunked".
 
     Args:
         operation: Name of the public function, for the log.
@@ -112,12 +127,15 @@ def automatic(operation: str, device: torch.device, dtype: torch.dtype, obstacle
         dtype: What the result is computed in.
         obstacle: What else keeps the fast backend from doing it, for the log.
     """
-    if device.type != "cpu":
+    fast = {"cpu": "cpu", "cuda": "triton"}.get(device.type)
+    if fast is None:
         obstacle = f"there is no compiled kernel for tensors on {device.type}"
+    elif fast == "triton" and not _HAS_TRITON:
+        obstacle = "triton is not installed"
     elif dtype != torch.float32:
         obstacle = f"the compiled kernel does not compute in {dtype}"
-    if not obstacle:
-        return "cpu"
+    if fast is not None and not obstacle:
+        return fast
     log_once(f"{operation} uses backend 'chunked': {obstacle}.")
     return "chunked"
 
@@ -167,6 +185,35 @@ def can_fuse(width: int, *tensors: Tensor) -> bool:
     except ImportError:
         return False
     return width % LANES == 0
+
+
+def can_launch(*tensors: Tensor) -> bool:
+    """Return whether the fused Triton kernels may take these tensors: CUDA, at most 32 bits, all.
+
+    In graphs being compiled too, where they are operators of `torch.library`, and under autocast:
+    they compute in float32 whatever the tensors are.
+
+    Args:
+        tensors: Every float tensor that the kernel would read.
+    """
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    if not all(x.is_cuda and x.dtype in dtypes for x in tensors):
+        return False
+    if not _HAS_TRITON:
+        log_once("what surrounds the recurrences is composed: triton is not installed.")
+    return _HAS_TRITON
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which autocast leaves operations on tensors like `x` alone.
+
+    Autocast speaks for projections. A recurrence multiplies matrices too, but its states are sums
+    over the whole past: they are formed in float32 from whatever the projections hand over.
+    """
+    device = x.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def log_once(message: str) -> None:

@@ -41,8 +41,9 @@ def weighted_moments(
         s_t = (1 - q_t) (s_{t-1} + q_t (z_t - m_{t-1})^2)
 
     m is the weighted mean, s the weighted variance around it, never negative. Everything is
-    computed in float32, or in float64 when any input is float64. Gradients reach every input and
-    the initial state; second derivatives need backend "chunked" or "reference".
+    computed in float32, or in float64 when any input is float64, under autocast too. Gradients
+    reach every input and the initial state; second derivatives need backend "chunked" or
+    "reference".
 
     Args:
         value: Values z `[B, T, M]`.
@@ -96,8 +97,26 @@ def _cpu(
     return operators.weighted_moments(value, log_weight, log_decay, state, reset.contiguous())
 
 
+def _triton(
+    value: Tensor,
+    log_weight: Tensor,
+    log_decay: Tensor,
+    state: Tensor | None,
+    reset: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from doxastic.kernels.triton import moments as triton
+
+    batch, steps, width = value.shape
+    if state is None:
+        state = torch.zeros(batch, 3, width, device=value.device)
+    if reset is None:
+        reset = torch.zeros(batch, steps, dtype=torch.bool, device=value.device)
+    return triton.weighted_moments(value, log_weight, log_decay, state, reset)
+
+
 BACKENDS: dict[str, Backend] = {
     "reference": reference.weighted_moments,
     "chunked": scan.weighted_moments,
     "cpu": _cpu,
+    "triton": _triton,
 }

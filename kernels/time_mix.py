@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from doxastic.kernels.checks import can_fuse, check_rank, check_reset, check_tensor
+from doxastic.kernels.checks import can_fuse, can_launch, check_rank, check_reset, check_tensor
 from doxastic.kernels.wkv7 import wkv7
 
 # log w = -e^(-1/2) sigmoid(decay): the decay w of a step lies in (0.545, 1).
@@ -27,8 +28,9 @@ def time_mix(
         y = wkv7(r, -e^(-1/2) sigmoid(decay), k~, v, -kk, kk alpha)
         out = gate (GroupNorm(y) + (r . k~ r_k) v)
 
-    In float32 on the CPU this is one fused operation; elsewhere it is composed of PyTorch's
-    operations around `wkv7`.
+    In float32 on the CPU this is one fused operation, on CUDA three: front, `wkv7` and back, or a
+    single one for a step without gradient. Elsewhere it is composed of PyTorch's operations around
+    `wkv7`. The output of the fused forms has the dtype of v; autocast changes none of it.
 
     Args:
         r: Receptance `[B, T, C]`, like decay, k, v, rate and gate.
@@ -63,6 +65,8 @@ def time_mix(
             r, decay, k, v, rate, gate, *parameters, norm_eps, state, reset
         )
         return fused
+    if state.dtype is torch.float32 and can_launch(*sequences.values(), *parameters):
+        return _launched(r, decay, k, v, rate, gate, *parameters, norm_eps, state, reset)
     return _composed(r, decay, k, v, rate, gate, *parameters, norm_eps, state, reset)
 
 
@@ -82,6 +86,29 @@ def _check(
         check_tensor(name, x, "[C]", (heads * size,), r, "r_k")
     check_tensor("state", state, "[B, H, V, K]", (r.shape[0], heads, size, size), r, "r and r_k")
     check_reset(reset, "[B, T]", r.shape[:2], r)
+
+
+def _launched(
+    r: Tensor, decay: Tensor, k: Tensor, v: Tensor, rate: Tensor, gate: Tensor,
+    k_k: Tensor, k_a: Tensor, r_k: Tensor, norm_weight: Tensor, norm_bias: Tensor,
+    norm_eps: float, state: Tensor, reset: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return what `time_mix` returns, from Triton kernels before and after `wkv7`."""
+    if r.shape[1] == 1 and not torch.is_grad_enabled():
+        from doxastic.kernels.triton.step import time_mix_step
+
+        return time_mix_step(
+            r, decay, k, v, rate, gate, k_k, k_a, r_k, norm_weight, norm_bias, norm_eps,
+            state, reset,
+        )  # fmt: skip
+    from doxastic.kernels.triton.time_mix_back import back
+    from doxastic.kernels.triton.time_mix_front import front
+
+    heads = (*r.shape[:2], *r_k.shape)
+    w, key, a, b = front(decay, k, rate, k_k, k_a, r_k.shape[0])
+    y, state = wkv7(r.view(heads), w, key, v.view(heads), a, b, state=state, reset=reset)
+    out: Tensor = back(y, r, key, v, gate, r_k, norm_weight, norm_bias, norm_eps)
+    return out, state
 
 
 def _composed(

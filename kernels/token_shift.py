@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from doxastic.kernels.checks import can_fuse, check_rank, check_reset, check_tensor
+from doxastic.kernels.checks import can_fuse, can_launch, check_rank, check_reset, check_tensor
 
 
 def shift_mix(x: Tensor, previous: Tensor, reset: Tensor, mix: Tensor) -> tuple[Tensor, ...]:
     """Return `x_t + (x_{t-1} - x_t) mix[g]` for each of the G rows of `mix`, each `[B, T, C]`.
 
-    In float32 on the CPU this is one fused operation.
+    In float32 on the CPU this is one fused operation, on CUDA one for float32, bfloat16 and
+    float16. The results have the promoted dtype of x and `mix`, under autocast too.
 
     Args:
         x: `[B, T, C]`.
@@ -36,6 +37,10 @@ def shift_mix(x: Tensor, previous: Tensor, reset: Tensor, mix: Tensor) -> tuple[
 
         mixed: tuple[Tensor, ...] = FusedShiftMix.apply(x, previous, reset, mix)
         return mixed
+    if can_launch(x, previous, mix):
+        from doxastic.kernels.triton import token_shift
+
+        return token_shift.shift_mix(x, previous, reset, mix)
     return _composed(x, previous, reset, mix)
 
 

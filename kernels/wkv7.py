@@ -18,12 +18,15 @@ from doxastic.kernels.checks import (
     check_tensor,
     empty_state,
     find_backend,
+    without_autocast,
 )
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 """r, w, k, v, a, b."""
 Backend = Callable[..., tuple[Tensor, Tensor]]
 """`(r, w, k, v, a, b, state, reset) -> (y, state)`, state and reset may be None."""
+MOST_KEYS = 128
+"""Largest K of backend "triton"; V has no bound."""
 
 
 def wkv7(
@@ -45,13 +48,15 @@ def wkv7(
         S_t = S_{t-1} diag(e^{w_t}) + (S_{t-1} a_t) b_t^T + v_t k_t^T
         y_t = S_t r_t
 
-    Everything is computed in float32, or in float64 when any input is float64. Gradients reach
-    every input and the initial state; second derivatives need backend "chunked" or "reference".
+    Everything is computed in float32, or in float64 when any input is float64, under autocast too.
+    Gradients reach every input and the initial state; second derivatives need backend "chunked" or
+    "reference".
 
     Args:
         r: Query (receptance) `[B, T, H, K]`, or Q queries per step `[B, T, H, Q, K]`.
         w: Log-decay `[B, T, H, K]`, at most 0. Checked on the CPU; elsewhere a positive value
-            goes unnoticed. The chunked backend also needs `w >= chunked.lowest_log_decay`.
+            goes unnoticed. The chunked backend also needs `w >= chunked.lowest_log_decay`, the
+            others take whatever is not positive.
         k: Key `[B, T, H, K]`.
         v: Value `[B, T, H, V]`.
         a: Removal vector `[B, T, H, K]`; RWKV-7 has minus the normalised key.
@@ -73,8 +78,9 @@ def wkv7(
     dtype = _check("[B, T, H", v, (r, w, k, v, a, b), state, reset)
     check_decay("w", w)
     if backend == "auto":
-        backend = automatic("wkv7", v.device, dtype, _obstacle(r, v))
-    return find_backend(backend, BACKENDS)(r, w, k, v, a, b, state, reset)
+        backend = automatic("wkv7", v.device, dtype, _obstacle(r, v, k))
+    with without_autocast(v):
+        return find_backend(backend, BACKENDS)(r, w, k, v, a, b, state, reset)
 
 
 def wkv7_step(
@@ -120,20 +126,27 @@ def wkv7_step(
     if inplace:
         _check_inplace(state, dtype, tracked)
     if backend == "auto":
-        backend = automatic("wkv7_step", v.device, dtype, _obstacle(r, v))
+        backend = automatic("wkv7_step", v.device, dtype, _obstacle(r, v, k))
     step = find_backend(backend, STEP_BACKENDS)
     if step is _cpu_step and not tracked and not torch.compiler.is_compiling():
         return _cpu_step(r, w, k, v, a, b, state, reset, inplace)
-    if step is _cpu_step:
+    if step is _triton_step and not tracked:
+        return _triton_step(r, w, k, v, a, b, state, reset, inplace)
+    if step in (_cpu_step, _triton_step):
         r, w, k, v, a, b = (x.unsqueeze(1) for x in (r, w, k, v, a, b))
-        y, new = _cpu(r, w, k, v, a, b, state, None if reset is None else reset.unsqueeze(1))
+        sequence = BACKENDS[backend]
+        y, new = sequence(r, w, k, v, a, b, state, None if reset is None else reset.unsqueeze(1))
         y = y.squeeze(1)
     else:
-        y, new = step(r, w, k, v, a, b, state, reset)
+        with without_autocast(v):
+            y, new = step(r, w, k, v, a, b, state, reset)
     return y, state.copy_(new) if inplace and state is not None else new
 
 
-def _obstacle(r: Tensor, v: Tensor) -> str:
+def _obstacle(r: Tensor, v: Tensor, k: Tensor) -> str:
+    """Return what keeps the fast backend of the device from it, other than the dtype."""
+    if v.is_cuda:
+        return "" if k.shape[-1] <= MOST_KEYS else f"the kernels take K of at most {MOST_KEYS}"
     return "the compiled kernel reads one query per step" if r.ndim > v.ndim else ""
 
 
@@ -237,14 +250,45 @@ def _cpu_step(
     return y.to(v.dtype), state
 
 
+def _triton(
+    r: Tensor,
+    w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state: Tensor | None,
+    reset: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    if k.shape[-1] > MOST_KEYS:
+        raise ValueError(
+            f"k has {k.shape[-1]} keys; backend 'triton' takes at most {MOST_KEYS}. "
+            "Pass backend='chunked'."
+        )
+    from doxastic.kernels.triton import wkv7 as triton
+
+    return triton.wkv7(r, w, k, v, a, b, state, reset)
+
+
+def _triton_step(
+    r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor,
+    state: Tensor | None, reset: Tensor | None, inplace: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    from doxastic.kernels.triton import step
+
+    return step.wkv7_step(r, w, k, v, a, b, state, reset, inplace)
+
+
 BACKENDS: dict[str, Backend] = {
     "reference": reference.wkv7,
     "chunked": _chunked,
     "cpu": _cpu,
+    "triton": _triton,
 }
 # A single step has no chunks: the eager step serves both names.
 STEP_BACKENDS: dict[str, Backend] = {
     "reference": reference.wkv7_step,
     "chunked": reference.wkv7_step,
     "cpu": _cpu_step,
+    "triton": _triton_step,
 }

@@ -124,6 +124,8 @@ def can_step(x: Tensor, state: Tensor) -> bool:
         and x.is_cpu
         and state.is_cpu
         and not torch.compiler.is_compiling()
+        # The input projection would hand over half precision, whose bytes are no float32.
+        and not torch.is_autocast_enabled("cpu")
         # Inside a functorch transform (vmap, grad) tensors have no data of their own.
         and torch._C._functorch.peek_interpreter_stack() is None
     )

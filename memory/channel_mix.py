@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
+from doxastic.kernels.channel_mix import squared_relu
 from doxastic.kernels.checks import can_fuse
 from doxastic.kernels.token_shift import shift_mix
 from doxastic.memory import initialization
@@ -39,6 +39,5 @@ class ChannelMix(nn.Module):
 
             return channel_mix_layer(x, shift, reset, self.x_k, self.key.weight, self.value.weight)
         (mixed,) = shift_mix(x, shift, reset, self.x_k.unsqueeze(0))
-        hidden: Tensor = torch.relu(self.key(mixed)).square()
-        output: Tensor = self.value(hidden)
+        output: Tensor = self.value(squared_relu(self.key(mixed)))
         return output

@@ -122,6 +122,6 @@ def with_gradients(
 
 
 def cotangents(outputs: Sequence[Tensor]) -> list[Tensor]:
-    """Return fixed random gradients of the outputs, equal in every dtype."""
+    """Return fixed random gradients of the outputs, equal in every dtype and on every device."""
     random = torch.Generator().manual_seed(2)
-    return [torch.randn(y.shape, generator=random).to(y.dtype) for y in outputs]
+    return [torch.randn(y.shape, generator=random).to(y) for y in outputs]

@@ -75,7 +75,7 @@ def test_weighted_moments_names_what_is_wrong(name, wrong, message):
         ({"v": torch.zeros(2, 1, 2, 8)}, "v has shape [2, 1, 2, 8]; expected [B, H, V]"),
         ({"k": torch.zeros(2, 3, 8)}, "k has shape [2, 3, 8]; expected [B, H, K] = [2, 2, 8]"),
         ({"reset": torch.zeros(2, 1, dtype=torch.bool)}, "expected [B] = [2] torch.bool"),
-        ({"backend": "triton"}, "backend 'triton' does not exist"),
+        ({"backend": "cuda"}, "backend 'cuda' does not exist"),
         ({"inplace": True, "state": None}, "inplace needs a contiguous torch.float32 state"),
         (
             {"inplace": True, "k": torch.zeros(2, 2, 8, requires_grad=True)},

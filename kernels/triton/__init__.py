@@ -1,0 +1,1 @@
+"""The GPU backend: kernels in Triton, for CUDA tensors, or for CPU tensors in its interpreter."""
