@@ -216,10 +216,18 @@ class Report:
         self.table("targets", ("what", "value", "target", ""), rows)
         if self.options.quick:
             self.console.print("A quick run: these numbers say nothing about speed.")
-        self.options.output.mkdir(parents=True, exist_ok=True)
-        path = self.options.output / f"{self.name}{'-quick' if self.options.quick else ''}.json"
+        return self.write()
+
+    def write(self) -> Path:
+        """Write the JSON file as far as it has come and return its path."""
+        path = self.path()
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.data, indent=2) + "\n", encoding="utf-8")
         return path
+
+    def path(self) -> Path:
+        """Return where the JSON file is, or will be."""
+        return self.options.output / f"{self.name}{'-quick' if self.options.quick else ''}.json"
 
 
 def surroundings() -> dict[str, Any]:

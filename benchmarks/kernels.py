@@ -1,9 +1,11 @@
-"""Speed of the CPU kernels: backend cpu against chunked, `nn.LSTM` and `nn.GRU`.
+"""Speed of the kernels: on the CPU, backend cpu against chunked, `nn.LSTM` and `nn.GRU`.
 
 One process, one thread, all in turn. Numbers are compared with the float64 reference first; where
-they differ there is no report. `--threads 2` adds two threads against one.
+they differ there is no report. `--threads 2` adds two threads against one. `--device cuda` measures
+the Triton kernels instead, against flash-linear-attention, see `gpu`.
 
     python benchmarks/kernels.py --threads 2
+    python benchmarks/kernels.py --device cuda
 
 `nn.LSTM` and `nn.GRU` have input and hidden size H * D. Their time includes their input products,
 that of `wkv7` does not include the projections around it: a yardstick, not like for like.
@@ -15,7 +17,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import tyro
@@ -39,10 +41,19 @@ Function = Callable[..., tuple[Tensor, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class KernelOptions(Options):
-    """Speed of the CPU kernels against chunked PyTorch, nn.LSTM and nn.GRU."""
+    """Speed of the kernels against chunked PyTorch, nn.LSTM and nn.GRU, or on a GPU against fla."""
 
     threads: int = 1
-    """Above 1: measure as well this many threads against one."""
+    """CPU. Above 1: measure as well this many threads against one."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Which kernels: compiled for the CPU, or Triton's on the current GPU."""
+
+    only: str = ""
+    """CUDA. Measure what has this in its title, e.g. "wkv7 (8, 4096" or "bfloat16"."""
+
+    resume: bool = False
+    """CUDA. Keep what the file of results holds of this commit and device; measure the rest."""
 
 
 class Case(NamedTuple):
@@ -57,7 +68,11 @@ class Case(NamedTuple):
 
 
 def main(options: KernelOptions) -> None:
-    """Measure, print and write `kernels.json`."""
+    """Measure, print and write `kernels.json`, or `kernels-cuda.json`."""
+    if options.device == "cuda":
+        from gpu import run
+
+        sys.exit(run.main(options, only=options.only, resume=options.resume))
     if options.threads > (cores := os.cpu_count() or 1):
         raise SystemExit(f"--threads is {options.threads}; this machine has {cores} cores.")
     torch.set_num_threads(1)

@@ -71,6 +71,11 @@ def test_training_compares_whole_loops_and_measures_the_rollout(tmp_path: Path) 
     assert [target["least"] for target in data["targets"]] == [None, 4.0, 4.0, 1.0, 1.0, 8.0]
 
 
+def test_envs_compares_tasks_with_their_peers(tmp_path: Path) -> None:
+    data = quick("envs", tmp_path)
+    assert {entry["num_envs"] for entry in data["results"]["steps"]} == {1, 16}
+
+
 def test_a_process_grows_by_less_than_300_megabytes_for_a_large_rollout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,0 +1,1 @@
+"""Speed, memory and errors of the Triton kernels on one GPU; run by `kernels.py --device cuda`."""
