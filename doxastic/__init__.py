@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from doxastic.agents.evaluation import Evaluation, evaluate
     from doxastic.envs.make import EnvConfig, make_vector_env
     from doxastic.experiment import Experiment, load_preset
+    from doxastic.exports import export
     from doxastic.kernels.moments import weighted_moments
     from doxastic.kernels.wkv7 import wkv7, wkv7_step
     from doxastic.memory.base import Memory
@@ -36,6 +37,7 @@ _MODULE_OF = {
     "RunFolder": "runs",
     "build_memory": "memory.build",
     "evaluate": "agents.evaluation",
+    "export": "exports",
     "load": "training",
     "load_preset": "experiment",
     "make_vector_env": "envs.make",
@@ -58,6 +60,7 @@ __all__ = [
     "__version__",
     "build_memory",
     "evaluate",
+    "export",
     "load",
     "load_preset",
     "make_vector_env",

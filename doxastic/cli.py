@@ -1,4 +1,4 @@
-"""The command line: `doxastic train | evaluate | plot`.
+"""The command line: `doxastic train | evaluate | plot | export | envs`.
 
 The modules that need torch are imported by the command that needs them, so that `--help` and a
 misspelt command answer at once.
@@ -23,6 +23,9 @@ commands:
   train [PRESET] [--resume RUN]   train an agent, evaluate it and draw the figures
   evaluate RUN                    test a trained agent at chosen noise levels
   plot RUN [RUN ...]              draw the noise sweep and the learning curve of runs
+  export RUN                      write an agent's step as a file for control loops
+  envs                            list the tasks: what they ask, spaces, noise, best return
+  envs show ID [--agent RUN]      play an episode and draw it: state, observation, posterior
 
 examples:
   doxastic train                                      the preset noisy-cartpole
@@ -31,6 +34,8 @@ examples:
   doxastic train --resume runs/noisy-cartpole         continue where it stopped
   doxastic evaluate runs/noisy-cartpole --noise 0 0.1 0.2 0.4
   doxastic plot runs/noisy-cartpole runs/noisy-cartpole-2
+  doxastic export runs/noisy-cartpole --format onnx
+  doxastic envs show Tiger --noise 0.2                an episode as a GIF
 
 presets: {presets}
 
@@ -101,10 +106,24 @@ def _plot(words: list[str]) -> None:
     plot(words)
 
 
+def _export(words: list[str]) -> None:
+    from doxastic.commands import export
+
+    export(words)
+
+
+def _envs(words: list[str]) -> None:
+    from doxastic.envs_command import envs
+
+    envs(words)
+
+
 _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "plot": _plot,
+    "export": _export,
+    "envs": _envs,
 }
 
 # Errors whose message is written for the user; any other is a defect of this program.

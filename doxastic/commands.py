@@ -6,29 +6,19 @@ not wait for it.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import re
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-import yaml
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from doxastic.configuration import ConfigError, from_dict
 from doxastic.experiment import DEFAULT_PRESET, Experiment, load_preset
+from doxastic.options import parse
 
 if TYPE_CHECKING:
     from doxastic.plotting import Reference
-
-Options = TypeVar("Options")
-
-_RULE = re.compile(r"[─-]{8,}$")
-_NO_TYPE = re.compile(r"no type matching {None}\|\W*(\w+).* could be instantiated from \[(.*)\]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +67,21 @@ class PlotOptions:
     """Folder of the figures; by default the run folder, for several runs the current folder."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write one step of a trained agent as a file that runs without doxastic."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """The run folder."""
+    format: Literal["onnx", "torch"] = "onnx"
+    """ONNX, or an archive for torch.export.load."""
+    output: Path | None = None
+    """The file; by default policy.onnx or policy.pt2 in the run folder. A description of its
+    inputs and outputs is written beside it, with .json appended to the name."""
+    which: str = "best"
+    """The checkpoint: best, last, or step-N."""
+
+
 def train(words: Sequence[str]) -> None:
     """Run `doxastic train`: the preset first, then what overrides it."""
     words = list(words)
@@ -92,7 +97,7 @@ def train(words: Sequence[str]) -> None:
         "  doxastic train noisy-cartpole --env.noise 0 0.1 --env.num-envs 32"
     )
     base = _base_experiment(preset, words)
-    options = _parse(
+    options = parse(
         TrainOptions, words, "doxastic train", description, default=TrainOptions(experiment=base)
     )
     from doxastic.training import train as train_experiment
@@ -107,7 +112,7 @@ def train(words: Sequence[str]) -> None:
 
 def evaluate(words: Sequence[str]) -> None:
     """Run `doxastic evaluate`."""
-    options = _parse(EvaluateOptions, words, "doxastic evaluate", EvaluateOptions.__doc__)
+    options = parse(EvaluateOptions, words, "doxastic evaluate", EvaluateOptions.__doc__)
     from doxastic.results import evaluate_run
     from doxastic.runs import RunFolder
     from doxastic.training import load
@@ -123,7 +128,7 @@ def evaluate(words: Sequence[str]) -> None:
 
 def plot(words: Sequence[str]) -> None:
     """Run `doxastic plot`."""
-    options = _parse(PlotOptions, words, "doxastic plot", PlotOptions.__doc__)
+    options = parse(PlotOptions, words, "doxastic plot", PlotOptions.__doc__)
     from doxastic.disk import RunError
     from doxastic.results import plot_runs
     from doxastic.runs import RunFolder
@@ -146,6 +151,15 @@ def plot(words: Sequence[str]) -> None:
             f"there is nothing to draw in {', '.join(map(str, options.runs))}: no training episode "
             "has ended and no noise levels were tested; train on, or run doxastic evaluate --noise"
         )
+
+
+def export(words: Sequence[str]) -> None:
+    """Run `doxastic export`."""
+    options = parse(ExportOptions, words, "doxastic export", ExportOptions.__doc__)
+    from doxastic.exports import export as export_run
+
+    path = export_run(options.run, options.format, output=options.output, which=options.which)
+    print(f"wrote {path} and {path}.json")
 
 
 def _base_experiment(preset: str | None, words: Sequence[str]) -> Experiment:
@@ -182,78 +196,3 @@ def _reference(text: str) -> Reference:
         return Reference(label=label or text, value=float(value))
     except ValueError as error:
         raise ConfigError(f"--reference is {text!r}; expected LABEL=RETURN") from error
-
-
-def _parse(
-    options: type[Options],
-    words: Sequence[str],
-    program: str,
-    description: str | None,
-    default: Options | None = None,
-) -> Options:
-    """Return the parsed options; what tyro refuses becomes a `ConfigError` of one line."""
-    refused = io.StringIO()
-    arguments: dict[str, Any] = {} if default is None else {"default": default}
-    try:
-        with contextlib.redirect_stderr(refused):
-            return tyro.cli(
-                options,
-                args=list(words),
-                prog=program,
-                description=description,
-                registry=_registry(),
-                **arguments,
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise ConfigError(_flatten(refused.getvalue(), program)) from None
-
-
-def _flatten(frame: str, program: str) -> str:
-    """Return the message in tyro's framed text as one line.
-
-    The frame holds a title, the message, and further blocks between horizontal rules; it is
-    drawn with box characters, or in ASCII where the terminal has no others.
-    """
-    lines = [line.strip("│╭╮╰╯ ") for line in frame.splitlines()[1:]]
-    blocks = "\n".join("" if _RULE.match(line) else line for line in lines).strip().split("\n\n")
-    message = " ".join(blocks[0].split()).rstrip(".")
-    message = _NO_TYPE.sub(r"expected \1 or None, got \2", message)
-    section = re.match(r"Error parsing experiment\.?(\w*): ", message)
-    if section:
-        message = message.removeprefix(section[0])
-        is_located = not section[1] or message.startswith(f"{section[1]}.")
-        message = message if is_located else f"{section[1]}: {message}"
-    suggestion = re.search(r"Perhaps you meant:\s*(--\S+)", "\n".join(lines))
-    remedy = f"did you mean {suggestion[1]}?" if suggestion else f"see {program} --help"
-    return f"{message}; {remedy}"
-
-
-def _registry() -> ConstructorRegistry:
-    """Return tyro's rules and one for dictionaries: `--env.kwargs KEY=VALUE ...`."""
-    registry = ConstructorRegistry()
-
-    @registry.primitive_rule
-    def dictionary(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-        if typing.get_origin(info.type) is not dict:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs="*",
-            metavar="KEY=VALUE ...",
-            instance_from_str=_read_pairs,
-            is_instance=lambda value: isinstance(value, dict),
-            str_from_instance=lambda pairs: [f"{key}={value}" for key, value in pairs.items()],
-        )
-
-    return registry
-
-
-def _read_pairs(words: Sequence[str]) -> dict[str, Any]:
-    pairs = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise ValueError(f"{word!r} is not KEY=VALUE")
-        pairs[key] = yaml.safe_load(value)
-    return pairs

@@ -18,6 +18,17 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 # Okabe and Ito, "Color Universal Design": told apart with every kind of colour blindness.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+# What a level of each kind of noise is, for the axis under it; "symbol" and "mixed" are no kinds
+# of `EnvConfig`: the own noise of tasks that observe symbols, and several kinds in one figure.
+NOISE_LEVELS = {
+    "gaussian": "standard deviation",
+    "student": "standard deviation, heavy-tailed",
+    "bias": "standard deviation of a constant error",
+    "flicker": "probability of a blank observation",
+    "delay": "delay in steps",
+    "symbol": "probability of a wrong symbol",
+    "mixed": "level",
+}
 _MARKERS = "osD^vPX"
 _INK = "#333333"
 _FAINT = "#8A8A8A"
@@ -71,6 +82,7 @@ def plot_noise_sweep(
     *,
     references: Iterable[Reference] = (),
     title: str = "Return under test noise",
+    kind: str = "gaussian",
     unit: str = "",
 ) -> Figure:
     """Return a figure of return against test noise with 95 % intervals.
@@ -81,13 +93,16 @@ def plot_noise_sweep(
         sweeps: One or several agents; each gets a colour and a marker.
         references: Lines to compare with.
         title: What the figure shows.
+        kind: Kind of the noise, a key of `NOISE_LEVELS`, for the axis label.
         unit: Unit of the noise, for the axis label.
 
     Raises:
-        ValueError: If there is no sweep.
+        ValueError: If there is no sweep, or no such kind of noise.
     """
     if not sweeps:
         raise ValueError("there is no sweep to plot; evaluate a run first")
+    if kind not in NOISE_LEVELS:
+        raise ValueError(f"kind is {kind!r}; expected one of {', '.join(NOISE_LEVELS)}")
     figure, axes = _figure(title)
     trained = sorted({level for sweep in sweeps for level in sweep.trained})
     levels = sorted({level for sweep in sweeps for level in sweep.noise})
@@ -96,7 +111,7 @@ def plot_noise_sweep(
         _draw_reference(axes, reference)
     for i, sweep in enumerate(sweeps):
         _draw_sweep(axes, sweep, i)
-    axes.set_xlabel("Test noise, standard deviation" + (f" [{unit}]" if unit else ""))
+    axes.set_xlabel(f"Test noise, {NOISE_LEVELS[kind]}" + (f" [{unit}]" if unit else ""))
     axes.set_ylabel("Mean return per episode")
     axes.set_xticks(levels if len(levels) <= 10 else levels[:: -(-len(levels) // 10)])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda level, _: f"{level:g}"))

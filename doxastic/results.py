@@ -7,12 +7,14 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import gymnasium
 from matplotlib.figure import Figure
 
 from doxastic.agents.agent import Agent
 from doxastic.agents.evaluation import Evaluation, evaluate
 from doxastic.disk import RunError, disk_errors, write_atomically
 from doxastic.envs.make import EnvConfig, make_vector_env
+from doxastic.envs.registration import TASKS
 from doxastic.experiment import Experiment, from_dict
 from doxastic.plotting import (
     LearningCurve,
@@ -101,7 +103,13 @@ def plot_runs(
     figures: dict[str, Figure] = {}
     if sweeps:
         title = f"{about}: return under test noise"
-        figures["evaluation.png"] = plot_noise_sweep(sweeps, references=references, title=title)
+        kinds = {noise_kind(experiment) for experiment in experiments}
+        figures["evaluation.png"] = plot_noise_sweep(
+            sweeps,
+            references=references,
+            title=title,
+            kind=kinds.pop() if len(kinds) == 1 else "mixed",
+        )
     if any(math.isfinite(value) for curve in curves for value in curve.returns):
         title = f"{about}: return during training"
         figures["learning.png"] = plot_learning_curves(curves, title=title)
@@ -142,6 +150,15 @@ def _sweep(name: str, evaluation: Evaluation, experiment: Experiment) -> Sweep:
         high=[float(interval[i, 1]) for i in order],
         trained=experiment.env.noise or (),
     )
+
+
+def noise_kind(experiment: Experiment) -> str:
+    """Return the kind of noise for `plot_noise_sweep`; some tasks' own replaces symbols."""
+    env = experiment.env
+    is_symbol = env.id in TASKS and not isinstance(
+        TASKS[env.id]().observation_space, gymnasium.spaces.Box
+    )
+    return "symbol" if is_symbol and env.noise_kind == "gaussian" else env.noise_kind
 
 
 def _curve(name: str, run: RunFolder) -> LearningCurve:

@@ -14,6 +14,7 @@ from gymnasium.vector.utils import batch_space
 
 from doxastic.envs.batched import BatchedPOMDP, NumpyRandom, State
 from doxastic.envs.observations import ObservationLayout
+from doxastic.envs.rendering import Frame, check_render_mode, frame, metadata
 
 # float32 vectors, or the int64 symbols of a Discrete or MultiDiscrete space.
 Observation = npt.NDArray[Any]
@@ -31,10 +32,21 @@ class POMDPEnv(gymnasium.Env[Observation, Any]):
         previous_action: Whether the observation is a float32 vector that also carries the
             previous action and a flag for the start of an episode, `[o, previous action, start]`,
             with symbols one-hot.
+        render_mode: "rgb_array" if `render` is to draw.
+
+    Raises:
+        ValueError: If there is no such render mode.
     """
 
-    def __init__(self, pomdp: BatchedPOMDP, *, previous_action: bool = True) -> None:
-        self.metadata = {"render_modes": []}
+    def __init__(
+        self,
+        pomdp: BatchedPOMDP,
+        *,
+        previous_action: bool = True,
+        render_mode: str | None = None,
+    ) -> None:
+        self.metadata = metadata(pomdp)
+        self.render_mode = check_render_mode(render_mode)
         self.pomdp = pomdp
         self._layout = ObservationLayout(pomdp, previous_action)
         self.observation_space = self._layout.space
@@ -78,6 +90,14 @@ class POMDPEnv(gymnasium.Env[Observation, Any]):
         observation = self._layout.following(o, actions)[0]
         return observation, float(reward[0]), ended, truncated, self._info()
 
+    def render(self) -> Frame | None:
+        """Return a picture of the true state, uint8 `[H, W, 3]`; None without a render mode."""
+        if self.render_mode is None:
+            return None
+        if self._state is None:
+            raise ResetNeeded("There is nothing to draw before the first reset().")
+        return frame(self.pomdp, self._state)
+
     def hidden(self) -> npt.NDArray[Any]:
         """Return the hidden state of the task, `[len(pomdp.hidden_names)]`."""
         if self._state is None:
@@ -109,15 +129,27 @@ class POMDPVectorEnv(VectorEnv[Observation, npt.NDArray[Any], npt.NDArray[Any]])
         previous_action: Whether the observation is a float32 vector that also carries the
             previous action and a flag for the start of an episode, `[o, previous action, start]`,
             with symbols one-hot.
+        render_mode: "rgb_array" if `render` is to draw.
+
+    Raises:
+        ValueError: If there is no environment, or no such render mode.
     """
 
     # Gymnasium's own vector environments have it as an attribute too; TorchRL reads that one.
     autoreset_mode = AutoresetMode.SAME_STEP
 
-    def __init__(self, pomdp: BatchedPOMDP, num_envs: int, *, previous_action: bool = True) -> None:
+    def __init__(
+        self,
+        pomdp: BatchedPOMDP,
+        num_envs: int,
+        *,
+        previous_action: bool = True,
+        render_mode: str | None = None,
+    ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs is {num_envs}; expected at least 1 environment.")
-        self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
+        self.metadata = {**metadata(pomdp), "autoreset_mode": self.autoreset_mode}
+        self.render_mode = check_render_mode(render_mode)
         self.pomdp = pomdp
         self.num_envs = num_envs
         self._layout = ObservationLayout(pomdp, previous_action)
@@ -174,6 +206,15 @@ class POMDPVectorEnv(VectorEnv[Observation, npt.NDArray[Any], npt.NDArray[Any]])
         done = terminated | truncated
         info = self._autoreset(observation, done) if np.count_nonzero(done) else self._info()
         return observation, np.asarray(reward, dtype=np.float64), terminated, truncated, info
+
+    def render(self) -> tuple[Frame, ...] | None:
+        """Return a picture of every environment's true state; None without a render mode."""
+        if self.render_mode is None:
+            return None
+        if self._state is None:
+            raise ResetNeeded("There is nothing to draw before the first reset().")
+        state = self._state
+        return tuple(frame(self.pomdp, state, row) for row in range(self.num_envs))
 
     def hidden(self) -> npt.NDArray[Any]:
         """Return the hidden states `[N, len(pomdp.hidden_names)]` of the running episodes."""

@@ -10,6 +10,7 @@ from doxastic.envs.batched import BatchedPOMDP
 from doxastic.envs.gymnasium import POMDPEnv, POMDPVectorEnv
 from doxastic.envs.noise import NoiseKind, noise_levels
 from doxastic.envs.noisy_task import NoisyTask
+from doxastic.envs.rendering import RENDER_MODES
 from doxastic.envs.tasks.acrobot import Acrobot
 from doxastic.envs.tasks.autoencode import Autoencode
 from doxastic.envs.tasks.battleship import Battleship
@@ -84,22 +85,26 @@ def make_task(task: str, *, noise_kind: NoiseKind = "gaussian", **arguments: Any
 
 
 def make_single(
-    task: str, *, previous_action: bool = True, render_mode: None = None, **arguments: Any
+    task: str,
+    *,
+    previous_action: bool = True,
+    render_mode: str | None = None,
+    **arguments: Any,
 ) -> POMDPEnv:
     """Return the environment of a registered id.
 
     Args:
         task: A key of `TASKS`.
         previous_action: Whether observations carry the previous action and the start flag.
-        render_mode: None: the tasks draw no pictures.
+        render_mode: "rgb_array" if `render()` is to return pictures of the true state.
         arguments: Arguments of `make_task`: those of the task's class, and `noise_kind`.
 
     Raises:
-        TypeError: If the task does not take one of the arguments, or is to be rendered.
+        TypeError: If the task does not take one of the arguments.
         ValueError: If the task cannot have noise of this kind, or an argument is outside its range.
     """
-    _check_render_mode(task, render_mode)
-    return POMDPEnv(make_task(task, **arguments), previous_action=previous_action)
+    pomdp = make_task(task, **arguments)
+    return POMDPEnv(pomdp, previous_action=previous_action, render_mode=render_mode)
 
 
 def make_vector(
@@ -107,18 +112,16 @@ def make_vector(
     num_envs: int = 1,
     *,
     previous_action: bool = True,
-    render_mode: None = None,
+    render_mode: str | None = None,
     **arguments: Any,
 ) -> POMDPVectorEnv:
     """Return `num_envs` environments of a registered id; see `make_single`."""
-    _check_render_mode(task, render_mode)
     pomdp = make_task(task, **arguments)
-    return POMDPVectorEnv(pomdp, num_envs, previous_action=previous_action)
+    return POMDPVectorEnv(pomdp, num_envs, previous_action=previous_action, render_mode=render_mode)
 
 
-def _check_render_mode(task: str, render_mode: str | None) -> None:
-    if render_mode is not None:
-        raise TypeError(f"{task} has no render modes; got render_mode={render_mode!r}.")
+# Where `gymnasium.make` looks for the modes that it can derive others from, such as "human".
+vars(make_single)["metadata"] = {"render_modes": list(RENDER_MODES)}
 
 
 def register_tasks() -> None:

@@ -25,7 +25,7 @@ PACKAGE_DIR = PROJECT["tool"]["setuptools"]["package-dir"]
 FOLDERS = sorted({package.split(".")[1] for package in PACKAGES if package != "doxastic"})
 
 # Import names whose distribution has another name; llvmlite comes with numba, which pins it.
-DISTRIBUTION = {"yaml": "pyyaml", "llvmlite": "numba"}
+DISTRIBUTION = {"yaml": "pyyaml", "llvmlite": "numba", "PIL": "pillow"}
 
 
 def folder_of(package: str) -> Path:

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from doxastic.envs import NOISE_KINDS, EnvConfig
+from doxastic.experiment import Experiment
 from doxastic.plotting import (
+    NOISE_LEVELS,
     PALETTE,
     LearningCurve,
     Reference,
@@ -14,6 +17,7 @@ from doxastic.plotting import (
     plot_learning_curves,
     plot_noise_sweep,
 )
+from doxastic.results import noise_kind
 
 
 def _sweep(label: str = "belief", trained: tuple[float, ...] = (0.0, 0.1)) -> Sweep:
@@ -38,6 +42,37 @@ def test_the_axes_are_labelled_with_quantity_and_unit():
     axes = plot_noise_sweep([_sweep()], unit="m").axes[0]
     assert axes.get_xlabel() == "Test noise, standard deviation [m]"
     assert axes.get_ylabel() == "Mean return per episode"
+
+
+@pytest.mark.parametrize(
+    ("kind", "level"),
+    [
+        ("flicker", "probability of a blank observation"),
+        ("delay", "delay in steps"),
+        ("symbol", "probability of a wrong symbol"),
+    ],
+)
+def test_the_noise_axis_says_what_a_level_of_this_kind_is(kind, level):
+    assert plot_noise_sweep([_sweep()], kind=kind).axes[0].get_xlabel() == f"Test noise, {level}"
+
+
+def test_every_kind_of_noise_has_a_label_and_no_other_is_taken():
+    assert set(NOISE_KINDS) < set(NOISE_LEVELS)
+    with pytest.raises(ValueError, match="kind is 'flickr'; expected one of gaussian"):
+        plot_noise_sweep([_sweep()], kind="flickr")
+
+
+@pytest.mark.parametrize(
+    ("env", "kind"),
+    [
+        (EnvConfig(id="doxastic/CartPole-v0"), "gaussian"),
+        (EnvConfig(id="doxastic/Tiger-v0"), "symbol"),
+        (EnvConfig(id="doxastic/Tiger-v0", noise=(1.0,), noise_kind="delay"), "delay"),
+        (EnvConfig(id="CartPole-v1", noise=(0.5,), noise_kind="flicker"), "flicker"),
+    ],
+)
+def test_the_noise_of_tasks_that_observe_symbols_is_no_standard_deviation(env, kind):
+    assert noise_kind(Experiment(env=env)) == kind
 
 
 def test_held_out_levels_are_hollow_and_the_trained_range_is_shaded():

@@ -57,16 +57,20 @@ class Balancer(ABC):
         random = NumpyRandom(np.random.default_rng(seed))
         state = self.task.reset(episodes, random)
         state["noise"] = np.full(episodes, level)
-        posterior = MixtureFilter(self.model, assumed, episodes, move=self._move)
+        posterior = self.filter(assumed, episodes)
         total, running = np.zeros(episodes), np.ones(episodes, dtype=bool)
         for _ in range(self.task.max_episode_steps or 0):
-            posterior.update(self._readings(self.task.observe(state, random)))
-            control = self._limited(-posterior.mean @ self.gain.T)
-            state, reward, terminated = self.task.step(state, self._action(control), random)
+            posterior.update(self.readings(self.task.observe(state, random)))
+            control = self.limited(-posterior.mean @ self.gain.T)
+            state, reward, terminated = self.task.step(state, self.action(control), random)
             posterior.predict(control)
             total += reward * running
             running &= ~terminated
         return total
+
+    def filter(self, levels: Sequence[float], n: int) -> MixtureFilter:
+        """Return the posterior over `n` copies before their first observation."""
+        return MixtureFilter(self.model, levels, n, move=self._move)
 
     def _move(self, mean: FloatArray, control: FloatArray) -> FloatArray:
         """Return the means `[N, L, D]` after a step of the task itself."""
@@ -75,15 +79,15 @@ class Balancer(ABC):
         return moved.reshape(mean.shape)
 
     @abstractmethod
-    def _readings(self, observation: FloatArray) -> FloatArray:
+    def readings(self, observation: FloatArray) -> FloatArray:
         """Return the entries of an observation that the model explains, `[N, O]`."""
 
     @abstractmethod
-    def _limited(self, control: FloatArray) -> FloatArray:
+    def limited(self, control: FloatArray) -> FloatArray:
         """Return what can be done of what the feedback wants, `[N, 1]`."""
 
     @abstractmethod
-    def _action(self, control: FloatArray) -> npt.NDArray[Any]:
+    def action(self, control: FloatArray) -> npt.NDArray[Any]:
         """Return the task's actions."""
 
     @abstractmethod
@@ -112,18 +116,21 @@ class CartPoleBalancer(Balancer):
         weights = [(0.1 / cartpole.POSITION_LIMIT) ** 2, 0, 1 / cartpole.ANGLE_LIMIT**2, 0]
         super().__init__(task, model, _stationary_gain(model, np.diag(weights), 0.01))
 
-    def _readings(self, observation: FloatArray) -> FloatArray:
+    def readings(self, observation: FloatArray) -> FloatArray:
+        """Return all entries, `[N, O]`."""
         return observation
 
-    def _limited(self, control: FloatArray) -> FloatArray:
+    def limited(self, control: FloatArray) -> FloatArray:
+        """Return the full force to the side that is wanted."""
         return np.where(control > 0, cartpole.FORCE, -cartpole.FORCE)
 
-    def _action(self, control: FloatArray) -> npt.NDArray[Any]:
+    def action(self, control: FloatArray) -> npt.NDArray[Any]:
+        """Return 0 for a push to the left, 1 for one to the right, `[N]`."""
         return (control[:, 0] > 0).astype(np.int64)
 
     def _moved(self, mean: FloatArray, control: FloatArray) -> FloatArray:
         state = {"physics": mean, "noise": np.zeros(len(mean))}
-        return np.asarray(self.task.step(state, self._action(control), _UNUSED)[0]["physics"])
+        return np.asarray(self.task.step(state, self.action(control), _UNUSED)[0]["physics"])
 
 
 class PendulumBalancer(Balancer):
@@ -143,13 +150,16 @@ class PendulumBalancer(Balancer):
         cost = np.diag([1.0, pendulum.SPEED_COST])
         super().__init__(task, model, _stationary_gain(model, cost, pendulum.TORQUE_COST))
 
-    def _readings(self, observation: FloatArray) -> FloatArray:
+    def readings(self, observation: FloatArray) -> FloatArray:
+        """Return sin and speed, as far as they are seen; cos shows nothing upright."""
         return observation[:, self._seen]
 
-    def _limited(self, control: FloatArray) -> FloatArray:
+    def limited(self, control: FloatArray) -> FloatArray:
+        """Return the torque within what the motor can do."""
         return np.clip(control, -pendulum.MAX_TORQUE, pendulum.MAX_TORQUE)
 
-    def _action(self, control: FloatArray) -> npt.NDArray[Any]:
+    def action(self, control: FloatArray) -> npt.NDArray[Any]:
+        """Return the torques, `[N, 1]`."""
         return control
 
     def _moved(self, mean: FloatArray, control: FloatArray) -> FloatArray:

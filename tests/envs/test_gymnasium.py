@@ -265,6 +265,10 @@ def test_at_least_one_environment_is_needed():
         POMDPVectorEnv(CartPole(), 0)
 
 
-def test_rendering_is_refused():
-    with pytest.raises(TypeError, match="no render modes"):
-        gymnasium.make("doxastic/CartPole-v0", render_mode="rgb_array")
+def test_an_unknown_render_mode_is_refused():
+    for make in (
+        lambda: POMDPEnv(CartPole(), render_mode="ansi"),
+        lambda: POMDPVectorEnv(CartPole(), 2, render_mode="ansi"),
+    ):
+        with pytest.raises(ValueError, match="render_mode is 'ansi'; expected None or one of rgb"):
+            make()

@@ -1,0 +1,1 @@
+"""Drawings of the tasks' true states, by group; loaded when something is drawn."""
