@@ -55,18 +55,23 @@ def test_the_easy_sequential_test_comes_close_to_the_optimum(seed: int, tmp_path
     assert mean_over_training_noise("sequential-test-easy", seed, tmp_path) >= 0.885
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_hard_sequential_test_comes_close_to_the_optimum(seed: int, tmp_path: Path) -> None:
-    # The optimum, by dynamic programming on the exact posterior, is 0.853.
+def test_the_hard_sequential_test_comes_close_to_the_optimum(tmp_path: Path) -> None:
+    # The optimum, by dynamic programming on the exact posterior, is 0.853. Seeds differ by 0.02;
+    # a greedy policy that waits for ever would earn less than 0.
     assert load_preset("sequential-test-hard").total_steps <= 400_000
-    assert mean_over_training_noise("sequential-test-hard", seed, tmp_path) >= 0.79
+    earned = [
+        mean_over_training_noise("sequential-test-hard", seed, tmp_path / str(seed))
+        for seed in range(3)
+    ]
+    assert np.mean(earned) >= 0.79
+    assert min(earned) >= 0.76
 
 
 def test_a_belief_earns_more_of_the_hard_sequential_test_with_time(tmp_path: Path) -> None:
     # The best that looks at the observations alone, not at their noise, earns 0.793. This bound
-    # guards against falling back to it; the goal, 0.837, is not reached: seeds earn 0.825 to 0.828.
+    # guards against falling back to it; the goal, 0.837, is not reached: seeds earn 0.827 to 0.832.
     assert load_preset("sequential-test-hard-long").total_steps <= 2_000_000
-    assert mean_over_training_noise("sequential-test-hard-long", 0, tmp_path) >= 0.81
+    assert mean_over_training_noise("sequential-test-hard-long", 0, tmp_path) >= 0.815
 
 
 def test_a_cart_pole_without_velocities_is_balanced_to_the_end(tmp_path: Path) -> None:
