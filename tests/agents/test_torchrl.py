@@ -1,109 +1,28 @@
-import gymnasium as gym
-import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
-from torchrl.collectors import Collector
-from torchrl.envs import GymWrapper, InitTracker, check_env_specs
+from torchrl.envs import InitTracker, check_env_specs
 from torchrl.envs.utils import ExplorationType, set_exploration_type, step_mdp
 from torchrl.modules import set_recurrent_mode
-from torchrl.objectives.value import GAE
+from torchrl_cases import (
+    BATCH,
+    HIDDEN,
+    TIME,
+    Rooms,
+    Walk,
+    collect,
+    make_data,
+    make_env,
+    make_module,
+    make_policy,
+)
 
-from doxastic.agents.encoders import EncoderConfig
-from doxastic.agents.policy import ActorCritic, PolicyConfig
+from doxastic.agents.agent import Agent
+from doxastic.agents.normalization import ObservationNormalizer
 from doxastic.agents.torchrl import MemoryModule, policy_module, value_module
-from doxastic.memory.baselines import GRUMemory, NoMemory
+from doxastic.memory.baselines import GRUMemory, LSTMMemory, NoMemory, WindowMemory
 from doxastic.memory.belief import BeliefMemory
-
-BATCH, TIME, INPUT, HIDDEN = 4, 12, 5, 6
-
-
-class Walk(gym.Env):
-    """A random walk that terminates far out and truncates after seven steps."""
-
-    observation_space = spaces.Box(-10, 10, (2,))
-    action_space = spaces.Discrete(3)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.steps, self.place = 0, self.np_random.normal(size=2)
-        return self.place.astype("f4"), {}
-
-    def step(self, action):
-        self.steps += 1
-        self.place = self.place + 0.3 * (action - 1) + self.np_random.normal(size=2)
-        out = bool(np.abs(self.place).max() > 4)
-        return np.clip(self.place, -10, 10).astype("f4"), 1.0, out, self.steps == 7, {}
-
-
-class Rooms(Walk):
-    """The same walk, with observations in a dict."""
-
-    observation_space = spaces.Dict(
-        {"place": Walk.observation_space, "room": spaces.MultiBinary(2)}
-    )
-
-    def reset(self, *, seed=None, options=None):
-        place, info = super().reset(seed=seed)
-        return {"place": place, "room": np.ones(2, "i1")}, info
-
-    def step(self, action):
-        place, *rest = super().step(action)
-        return {"place": place, "room": (place > 0).astype("i1")}, *rest
-
-
-def make_env(num_envs=BATCH, seed=0, env_class=Walk):
-    vector = SyncVectorEnv([env_class] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
-    env = GymWrapper(vector, categorical_action_encoding=True)
-    env.set_seed(seed)
-    return env
-
-
-def make_policy(memory=None, env_class=Walk):
-    torch.manual_seed(0)
-    memory = memory or GRUMemory(16, HIDDEN)
-    policy = ActorCritic(
-        env_class.observation_space,
-        env_class.action_space,
-        EncoderConfig(width=16),
-        memory,
-        PolicyConfig(),
-    )
-    torch.nn.init.normal_(policy.action_head.linear.weight)
-    return policy
-
-
-def make_module(**kwargs):
-    torch.manual_seed(0)
-    return MemoryModule(GRUMemory(INPUT, HIDDEN), in_key="x", out_key="y", **kwargs)
-
-
-def make_data(zero_restarts):
-    """Random inputs and stored states; zeros where an episode starts, as rollouts have them."""
-    generator = torch.Generator().manual_seed(1)
-    is_init = torch.rand(BATCH, TIME, 1, generator=generator) < 0.3
-    state = torch.randn(BATCH, TIME, HIDDEN, generator=generator)
-    if zero_restarts:
-        state = torch.where(is_init, torch.zeros(()), state)
-    x = torch.randn(BATCH, TIME, INPUT, generator=generator)
-    return TensorDict({"x": x, "memory_state": state, "is_init": is_init}, [BATCH, TIME])
-
-
-def collect(policy, frames, env_class=Walk, **kwargs):
-    collector = Collector(
-        make_env(env_class=env_class),
-        policy_module(policy),
-        frames_per_batch=frames,
-        total_frames=frames,
-        auto_register_policy_transforms=True,
-        **kwargs,
-    )
-    (data,) = list(collector)
-    collector.shutdown()
-    return data
 
 
 def test_steps_equal_the_sequence_with_random_restarts():
@@ -247,45 +166,108 @@ def test_rollouts_follow_the_actor_critic_acting_step_by_step():
         torch.testing.assert_close(log_prob, data["log_prob"][:, t], atol=1e-5, rtol=1e-5)
 
 
-def test_next_values_of_gae_equal_those_of_exact_stepping():
-    policy = make_policy()
-    policy.normalize_value_head(mean=3.0, std=2.0)
-    data = collect(policy, BATCH * 40)
-    assert data["next", "truncated"].any() and data["next", "terminated"].any()
-    gae = GAE(
-        gamma=0.99, lmbda=0.95, value_network=value_module(policy), shifted=False,
-        deactivate_vmap=True,
-    )  # fmt: skip
-    with set_recurrent_mode(True), torch.no_grad():
-        out = gae(data.clone())
-    no_reset = torch.zeros(BATCH, dtype=torch.bool)
-    for t in range(40):
-        observation, state = data["observation"][:, t], data["memory_state"][:, t]
-        value = policy.value(observation, state, data["is_init"][:, t, 0])
-        torch.testing.assert_close(out["state_value"][:, t, 0], value, atol=1e-5, rtol=1e-5)
-        following = data["next", "observation"][:, t], data["next", "memory_state"][:, t]
-        next_value = policy.value(*following, no_reset)
-        torch.testing.assert_close(
-            out["next", "state_value"][:, t, 0], next_value, atol=1e-5, rtol=1e-5
-        )
-
-
-def test_clearing_the_state_instead_of_loading_it_would_change_the_next_values():
-    # The reason why a restart loads the stored state: the test above must be able to fail.
-    policy = make_policy()
-    data = collect(policy, BATCH * 40)
-    following, restarts = data["next"].clone(), data["is_init"].squeeze(-1)
-    following["is_init"] = data["is_init"]
-    with set_recurrent_mode(True), torch.no_grad():
-        exact = value_module(policy)(following.clone())["state_value"]
-        following["memory_state"][restarts] = 0.0
-        cleared = value_module(policy)(following)["state_value"]
-    assert (exact - cleared).abs().max() > 1e-3
-
-
 def test_a_module_is_usable_beside_torchrl_s_own():
     module = make_module()
     head = TensorDictModule(torch.nn.Linear(HIDDEN, 1), in_keys=["y"], out_keys=["state_value"])
     data = make_data(zero_restarts=True)
     with set_recurrent_mode(True):
         assert TensorDictSequential(module, head)(data)["state_value"].shape == (BATCH, TIME, 1)
+
+
+class CountedGRU(GRUMemory):
+    calls = 0
+
+    def forward(self, x, state, reset):
+        self.calls += 1
+        return super().forward(x, state, reset)
+
+
+def test_however_many_the_restarts_the_calls_grow_with_the_logarithm_of_the_length():
+    module = MemoryModule(CountedGRU(5, HIDDEN), in_key="x", out_key="y")
+    generator = torch.Generator().manual_seed(0)
+    batch = {
+        "x": torch.randn(8, 64, 5, generator=generator),
+        "memory_state": torch.randn(8, 64, HIDDEN, generator=generator),
+        "is_init": torch.rand(8, 64, 1, generator=generator) < 0.2,
+    }
+    with set_recurrent_mode(True):
+        module(TensorDict(batch, [8, 64]))
+    assert batch["is_init"].sum() > 80
+    assert module.memory.calls <= 6
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [BeliefMemory(2, 16), LSTMMemory(2, 8), WindowMemory(2, 8, 4), NoMemory(2, 8)],
+    ids=type,
+)
+def test_every_memory_replays_its_steps_where_slices_begin_anywhere(memory):
+    module = MemoryModule(memory, in_key="observation", out_key="y")
+    act = TensorDictModule(lambda y: (y[..., 0] > 0).long(), in_keys=["y"], out_keys=["action"])
+    env = make_env().append_transform(InitTracker())
+    env = env.append_transform(module.make_tensordict_primer())
+    with torch.no_grad():
+        data = env.rollout(20, TensorDictSequential(module, act), break_when_any_done=False)
+    assert data["is_init"][:, 1:].any()
+    slices = torch.cat([data[0, 3:9], data[2, 5:18], data[1, :7]])
+    slices["is_init"][[0, 6, 19]] = True
+    stepped = slices["y"].clone()
+    with set_recurrent_mode(True), torch.no_grad():
+        replayed = module(slices)["y"]
+    torch.testing.assert_close(replayed, stepped, atol=1e-5, rtol=1e-5)
+
+
+def test_an_encoder_reads_a_dict_of_entries():
+    class Sum(torch.nn.Module):
+        def forward(self, entries):
+            return entries["left"] + entries["right"]
+
+    module = make_module()
+    both = MemoryModule(
+        module.memory, in_key={"left": "a", "right": ("b", "c")}, out_key="y", encoder=Sum()
+    )
+    data = make_data(zero_restarts=True)[:, 0]
+    split = data.clone().set("a", data["x"] - 1).set(("b", "c"), torch.ones_like(data["x"]))
+    assert both.in_keys == ["a", ("b", "c"), "memory_state", "is_init"]
+    torch.testing.assert_close(both(split)["y"], module(data.clone())["y"])
+
+
+def test_an_agents_scale_of_observations_comes_with_it():
+    policy = make_policy()
+    scale = ObservationNormalizer(Walk.observation_space)
+    scale.update(torch.randn(100, 2) * 3 + 1)
+    data = collect(Agent(policy, scale), BATCH * 10)
+    scaled = data.clone().set("observation", scale(data["observation"]))
+    with set_recurrent_mode(True), torch.no_grad():
+        expected = value_module(policy)(scaled)["state_value"]
+        value = value_module(Agent(policy, scale))(data.clone())["state_value"]
+        unscaled = value_module(policy)(data.clone())["state_value"]
+    torch.testing.assert_close(value, expected)
+    assert (value - unscaled).abs().max() > 1e-3
+
+
+def test_observations_of_another_space_are_refused_with_both_named():
+    data = TensorDict(
+        {
+            "observation": torch.zeros(3, 5),
+            "memory_state": torch.zeros(3, HIDDEN),
+            "is_init": torch.ones(3, 1, dtype=torch.bool),
+        },
+        [3],
+    )
+    with pytest.raises(ValueError, match=r"\[3, 5\]; expected \['...', 2\].*config.yaml"):
+        policy_module(make_policy())(data)
+
+
+def test_a_state_of_another_memory_is_refused():
+    data = make_data(zero_restarts=True)
+    data["memory_state"] = torch.zeros(BATCH, TIME, HIDDEN + 1)
+    with set_recurrent_mode(True), pytest.raises(ValueError, match="own state_key"):
+        make_module()(data)
+
+
+def test_one_hot_categories_are_refused_with_the_option_that_makes_numbers():
+    data = make_data(zero_restarts=True)[:, 0].clone()
+    data["x"] = data["x"].unsqueeze(1).expand(BATCH, 3, 5)
+    with pytest.raises(ValueError, match="categorical_action_encoding=True"):
+        make_module()(data)
