@@ -116,6 +116,7 @@ def measure(
             cpu, wall = _sample(arms[name], calls[name])
             timings[name].cpu.append(cpu)
             timings[name].wall.append(wall)
+    gc.unfreeze()
     torch.set_num_threads(threads)
     return timings
 
