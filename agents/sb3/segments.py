@@ -1,0 +1,103 @@
+"""Minibatches as pieces of the rows of a rollout, without the padding of sb3-contrib's buffer.
+
+Its minibatch is a stretch of the rollout, one environment after the other, that the buffer cuts at
+every episode start and pads to the longest piece: early in training most of it is padding,
+which only the algorithm's mask tells from steps. The states tell it too if they count steps: where
+a piece ended is known from the start of the next one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Segments(NamedTuple):
+    """Where the memory starts in a minibatch that is not padded: one state for each piece.
+
+    A piece is a stretch of consecutive steps of one environment; episodes may start inside it.
+    """
+
+    state: Tensor
+    """State before the first step of every piece, `[B, 2 H]`."""
+
+    position: Tensor
+    """Place of every step of the minibatch among the `B * T` of the padded pieces, `[M]`."""
+
+    longest: int
+    """Steps `T` of the longest piece."""
+
+
+def segments(state: Tensor, lengths: np.ndarray[Any, Any]) -> Segments:
+    """Return the pieces that start from `state` `[B, 2 H]` and have these lengths `[B]`."""
+    longest = int(lengths.max())
+    piece = np.repeat(np.arange(len(lengths)), lengths)
+    step = np.arange(len(piece)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    position = torch.as_tensor(piece * longest + step, device=state.device)
+    return Segments(state, position, longest)
+
+
+class Rows(NamedTuple):
+    """Padded sequences as the rows of a rollout that they were cut from."""
+
+    first: Tensor
+    """The sequences that begin a row, `[R]`."""
+
+    position: Tensor
+    """Place of every step among the `R * T` of the padded rows, `[M]`."""
+
+    longest: int
+    """Steps `T` of the longest row."""
+
+    steps: Tensor
+    """Place of every step in the minibatch, `[M]`."""
+
+    padding: Tensor
+    """All other places of the minibatch."""
+
+    def segments(self, state: Tensor) -> Segments:
+        """Return the rows with the states that they start from, of those of all sequences."""
+        return Segments(state[self.first], self.position, self.longest)
+
+
+def rejoined(starts: Tensor, count: Tensor, end: Tensor) -> Rows | None:
+    """Return the rows that padded sequences were cut from; None if none is known to be padded.
+
+    The counts may be those of another minibatch: whoever drops the padding looks at it before.
+
+    Args:
+        starts: Where episodes start, `[B, T]` bool.
+        count: Steps of the training before each sequence, `[B]`.
+        end: Count after the last step of the rollout, `[]`.
+    """
+    length, continues = _lengths(starts, count, end)
+    step = torch.arange(starts.shape[1], device=starts.device)
+    inside = step < length.unsqueeze(1)
+    if inside.all():
+        return None
+    is_first = ~continues.roll(1)
+    row = is_first.cumsum(0) - 1
+    # Steps before a sequence: in the minibatch, then in its row.
+    before = length.cumsum(0) - length
+    before = before - before[is_first][row]
+    longest = int((before + length).max())
+    position = (row * longest + before).unsqueeze(1) + step
+    places = (mask.flatten().nonzero().squeeze(1) for mask in (inside, ~inside))
+    return Rows(is_first.nonzero().squeeze(1), position[inside], longest, *places)
+
+
+def _lengths(starts: Tensor, count: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+    """Return an upper bound of every sequence's steps `[B]`, and whether the next continues it.
+
+    The next sequence belongs to the same environment if it starts later, and with an episode.
+    """
+    following = count.roll(-1)
+    continues = starts[:, 0].roll(-1) & (following > count)
+    continues[-1] = False
+    length = torch.where(continues, following, end) - count
+    is_known = (length >= 1) & (length <= starts.shape[1])
+    length = torch.where(is_known, length, starts.shape[1]).long()
+    return length, continues & is_known
