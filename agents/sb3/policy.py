@@ -10,11 +10,12 @@ import gymnasium as gym
 import torch
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
-from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
+from torch.distributions import Categorical
 
 from doxastic.agents.action_heads import ActionHead
 from doxastic.agents.agent import Agent
@@ -120,7 +121,7 @@ class BeliefPolicy(RecurrentActorCriticPolicy):
             width = agent.policy.encoder.output_size
             features_extractor_class, features_extractor_kwargs = ObservationEncoder, None
         self._agent = agent
-        # Steps of the training so far, as the states count them.
+        # Count of the steps after the last one that was acted, as the states hold it.
         self._rollout_end: Tensor | None = None
         if features_extractor_class is ObservationEncoder and features_extractor_kwargs is None:
             scale = None if normalize_images else 1.0
@@ -212,6 +213,7 @@ class BeliefPolicy(RecurrentActorCriticPolicy):
     def _evaluate(
         self, obs: Any, actions: Tensor, states: RNNStates, starts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return what `evaluate_actions` returns, of a minibatch that is run as it is."""
         pi_inputs, vf_inputs = self._inputs(obs)
         pi = vf = self.lstm_actor.sequences(pi_inputs, states.pi, starts)
         if self.lstm_critic is not None:
@@ -296,6 +298,11 @@ class BeliefPolicy(RecurrentActorCriticPolicy):
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
         if isinstance(self.action_net, ActionHead):
             return HeadDistribution(self.action_net, latent_pi)
+        if isinstance(self.action_dist, CategoricalDistribution):
+            # SB3's own way checks the logits, and every action, at every step.
+            logits = self.action_net(latent_pi)
+            self.action_dist.distribution = Categorical(logits=logits, validate_args=False)
+            return self.action_dist
         return super()._get_action_dist_from_latent(latent_pi)
 
     def _build(self, lr_schedule: Schedule) -> None:

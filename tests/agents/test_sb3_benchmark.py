@@ -1,10 +1,12 @@
 """The benchmark of speed inside Stable-Baselines3 runs, and its peer is exact."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
@@ -13,6 +15,7 @@ from sb3_contrib.ppo_recurrent import MlpLstmPolicy
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
+@pytest.mark.slow
 def test_the_benchmark_compares_speed_and_buffers(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "sb3.py"), "--quick", "--output", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=150)
@@ -25,9 +28,8 @@ def test_the_benchmark_compares_speed_and_buffers(tmp_path):
 @torch.no_grad()
 def test_the_lstm_in_one_call_is_the_lstm_in_a_loop(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
-    from peers.contrib_one_call import OneCallLstmPolicy
-
-    classes = (MlpLstmPolicy, OneCallLstmPolicy)
+    peer = importlib.import_module("peers.contrib_one_call").OneCallLstmPolicy
+    classes = (MlpLstmPolicy, peer)
     loop, one_call = (policy(Box(-1, 1, (2,)), Discrete(2), lambda _: 0.0) for policy in classes)
     one_call.load_state_dict(loop.state_dict())
     pi, vf = (tuple(torch.randn(2, 1, 4, 256)) for _ in "pv")

@@ -307,5 +307,4 @@ def test_cart_pole_without_velocities_is_learnt_in_50_000_steps(algorithm):
     model.learn(50_000)
     env.training, env.norm_reward = False, False
     mean, _ = evaluate_policy(model, env, n_eval_episodes=40)
-    print(mean)
     assert mean >= 450
