@@ -7,9 +7,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
 from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.wrappers import TimeLimit
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 OBSERVATIONS: dict[str, spaces.Space[Any]] = {
@@ -80,3 +82,17 @@ class CartPoleWithoutVelocities(CartPoleEnv):
 def cart_pole() -> gym.Env[Any, Any]:
     """Return a cart-pole without velocities, of at most 500 steps."""
     return TimeLimit(CartPoleWithoutVelocities(), max_episode_steps=500)
+
+
+def assert_learns(model: BaseAlgorithm, steps: int) -> None:
+    """Train, and fail unless every part has moved, target networks apart, and all is finite."""
+    before = {name: p.detach().clone() for name, p in model.policy.named_parameters()}
+    model.learn(steps)
+    parts, moved = set(), set()
+    for name, parameter in model.policy.named_parameters():
+        assert parameter.isfinite().all(), f"{name} is not finite"
+        part = name.split(".")[0]
+        if not part.endswith("target"):
+            parts.add(part)
+            moved |= set() if torch.equal(parameter, before[name]) else {part}
+    assert moved == parts

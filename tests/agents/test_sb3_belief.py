@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from sb3_cases import ACTIONS, DICT, OBSERVATIONS, random_envs
+from sb3_cases import ACTIONS, DICT, OBSERVATIONS, assert_learns, random_envs
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 
@@ -182,7 +182,7 @@ def test_algorithms_without_recurrence_remember_over_a_window(algorithm, action,
         "features_extractor_class": BeliefExtractor,
         "features_extractor_kwargs": {"memory": memory, "width": 16},
     }
-    algorithm("MlpPolicy", env, policy_kwargs=policy_kwargs, **kwargs).learn(36)
+    assert_learns(algorithm("MlpPolicy", env, policy_kwargs=policy_kwargs, **kwargs), 36)
 
 
 def test_a_window_holds_the_running_episode_and_nothing_else():

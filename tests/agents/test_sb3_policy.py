@@ -12,6 +12,7 @@ from sb3_cases import (
     DICT_WITH_IMAGE,
     IMAGE,
     OBSERVATIONS,
+    assert_learns,
     cart_pole,
     random_envs,
 )
@@ -76,7 +77,7 @@ def test_every_memory_learns_and_predicts(memory):
 @pytest.mark.parametrize("name", OBSERVATIONS)
 def test_vectors_and_symbols_are_taken(name, algorithm):
     env = random_envs(OBSERVATIONS[name], ACTIONS["discrete"])
-    make_model(env=env, algorithm=algorithm).learn(100)
+    assert_learns(make_model(env=env, algorithm=algorithm), 100)
 
 
 @pytest.mark.parametrize("algorithm", [RecurrentPPO, BeliefRecurrentPPO])
@@ -116,12 +117,12 @@ def test_images_and_dicts_are_taken(policy, space, algorithm):
     ],
 )
 def test_options_of_stable_baselines_work(kwargs):
-    make_model(kwargs=kwargs).learn(100)
+    assert_learns(make_model(kwargs=kwargs), 100)
 
 
 def test_state_dependent_exploration_works():
     env = random_envs(OBSERVATIONS["box"], ACTIONS["box"])
-    make_model(env=env, use_sde=True, sde_sample_freq=4).learn(100)
+    assert_learns(make_model(env=env, use_sde=True, sde_sample_freq=4), 100)
 
 
 @pytest.mark.parametrize("share", [True, False])
