@@ -56,10 +56,23 @@ def _check_same(what: str, given: gym.Space[Any], expected: gym.Space[Any]) -> N
         )
 
 
+_REMEDY = (
+    "Train it with sb3_contrib.RecurrentPPO or doxastic's BeliefRecurrentPPO; PPO, A2C, SAC, TD3 "
+    "and DQN remember with BeliefExtractor or VecBelief."
+)
+
+
 def refuse_without_states(policy: str) -> NoReturn:
     """Raise `TypeError`: an algorithm that is not recurrent called the policy."""
     raise TypeError(
         f"{policy} was called without the memory's states, which only a recurrent algorithm "
-        "carries. Train it with sb3_contrib.RecurrentPPO or doxastic's BeliefRecurrentPPO; "
-        "PPO, A2C, SAC, TD3 and DQN remember with BeliefExtractor or VecBelief."
+        f"carries. {_REMEDY}"
+    )
+
+
+def refuse_off_policy(policy: str, name: str) -> NoReturn:
+    """Raise `AttributeError`: an off-policy algorithm looked for one of its networks."""
+    raise AttributeError(
+        f"{policy} has no {name}, which off-policy algorithms look for: it is a policy for "
+        f"recurrent PPO. {_REMEDY}"
     )

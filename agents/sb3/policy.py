@@ -15,15 +15,16 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
-from torch.distributions import Categorical
 
 from doxastic.agents.action_heads import ActionHead
 from doxastic.agents.agent import Agent
 from doxastic.agents.config import EncoderConfig
+from doxastic.agents.sb3.categorical import LeanCategorical
 from doxastic.agents.sb3.checks import (
     check_actions,
     check_observations,
     check_run,
+    refuse_off_policy,
     refuse_without_states,
 )
 from doxastic.agents.sb3.encoder import ObservationEncoder
@@ -210,6 +211,12 @@ class BeliefPolicy(RecurrentActorCriticPolicy):
         entropy = None if entropy is None else _spread(entropy, steps, number)
         return _spread(values, steps, number), _spread(log_prob, steps, number), entropy
 
+    def __getattr__(self, name: str) -> Any:
+        """Return a submodule; what SAC, TD3 or DQN look for first is refused with the remedy."""
+        if name in ("actor", "critic", "q_net"):
+            refuse_off_policy(type(self).__name__, name)
+        return super().__getattr__(name)
+
     def _evaluate(
         self, obs: Any, actions: Tensor, states: RNNStates, starts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -299,10 +306,7 @@ class BeliefPolicy(RecurrentActorCriticPolicy):
         if isinstance(self.action_net, ActionHead):
             return HeadDistribution(self.action_net, latent_pi)
         if isinstance(self.action_dist, CategoricalDistribution):
-            # SB3's own way checks the logits, and every action, at every step.
-            logits = self.action_net(latent_pi)
-            self.action_dist.distribution = Categorical(logits=logits, validate_args=False)
-            return self.action_dist
+            return LeanCategorical(self.action_net(latent_pi))
         return super()._get_action_dist_from_latent(latent_pi)
 
     def _build(self, lr_schedule: Schedule) -> None:

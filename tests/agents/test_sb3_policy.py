@@ -1,6 +1,5 @@
 """The policies inside sb3-contrib's RecurrentPPO: sb3-contrib's own cases, written anew."""
 
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from sb3_cases import (
 )
 from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
-from stable_baselines3 import A2C, PPO
+from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -231,8 +230,7 @@ def test_normalisation_callbacks_and_logs_work_unchanged(tmp_path):
         EvalCallback(test_env, n_eval_episodes=1, eval_freq=16, verbose=0),
         CheckpointCallback(16, str(tmp_path)),
     ]
-    # SB3 has its progress bar from tqdm, which it does not require.
-    model.learn(64, callback=callbacks, progress_bar=find_spec("tqdm") is not None)
+    model.learn(64, callback=callbacks, progress_bar=True)
     assert len(list(tmp_path.glob("**/events*"))) == 1
     assert len(list(tmp_path.glob("rl_model_*.zip"))) == 2
     mean, _ = evaluate_policy(model, test_env, n_eval_episodes=2)
@@ -264,6 +262,13 @@ def test_an_algorithm_without_recurrence_is_refused_with_the_remedy(algorithm):
     model = algorithm(BeliefPolicy, random_envs(OBSERVATIONS["box"], ACTIONS["discrete"]))
     with pytest.raises(TypeError, match=r"sb3_contrib\.RecurrentPPO .* BeliefExtractor"):
         model.learn(10)
+
+
+@pytest.mark.parametrize("algorithm", [DQN, SAC, TD3])
+def test_an_off_policy_algorithm_is_refused_with_the_remedy(algorithm):
+    action = ACTIONS["discrete" if algorithm is DQN else "box"]
+    with pytest.raises(AttributeError, match=r"sb3_contrib\.RecurrentPPO .* BeliefExtractor"):
+        algorithm(BeliefPolicy, random_envs(OBSERVATIONS["box"], action))
 
 
 @pytest.mark.parametrize(
