@@ -10,6 +10,7 @@ from gymnasium import spaces
 
 from doxastic.agents.agent import Agent
 from doxastic.agents.encoders import is_image
+from doxastic.agents.sb3.encoder import turned_space
 
 
 def check_observations(policy: str, kind: str, space: gym.Space[Any]) -> None:
@@ -38,8 +39,12 @@ def check_actions(space: gym.Space[Any]) -> None:
 
 
 def check_run(agent: Agent, observations: gym.Space[Any], actions: gym.Space[Any]) -> None:
-    """Raise `ValueError` unless an environment has the spaces that a run was trained with."""
-    check_same_observations(observations, agent)
+    """Raise `ValueError` unless an environment has the spaces that a run was trained with.
+
+    Images may come as SB3 turns them, with the channels first.
+    """
+    if observations != turned_space(agent.observation_space):
+        check_same_observations(observations, agent)
     _check_same("action", actions, agent.action_space)
 
 

@@ -360,7 +360,7 @@ class BeliefPolicy(RecurrentActorCriticPolicy):
     def _take_heads(self, agent: Agent) -> None:
         """Take encoder and heads of a trained agent; its memory and body are there already."""
         extractor: Any = self.features_extractor
-        extractor.encoder, extractor.normalizer = agent.policy.encoder, agent.normalizer
+        extractor.take(agent.policy.encoder, agent.normalizer, agent.observation_space)
         self.action_net = agent.policy.action_head
         value: Any = RunValue(agent.policy)
         self.value_net = value

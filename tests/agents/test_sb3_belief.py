@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from sb3_cases import ACTIONS, DICT, OBSERVATIONS, assert_learns, random_envs
+from sb3_cases import (
+    ACTIONS,
+    DICT,
+    DICT_WITH_IMAGE,
+    IMAGE,
+    OBSERVATIONS,
+    assert_learns,
+    random_envs,
+)
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 
@@ -17,6 +25,7 @@ from doxastic.agents.sb3 import (
     BeliefExtractor,
     BeliefPolicy,
     BeliefRecurrentPPO,
+    CnnBeliefPolicy,
     MultiInputBeliefPolicy,
     VecBelief,
     VecWindow,
@@ -26,7 +35,9 @@ from doxastic.memory.build import MemoryConfig, build_memory
 
 def make_agent(observation="box", action="discrete", **memory):
     torch.manual_seed(0)
-    space = DICT if observation == "dict" else OBSERVATIONS[observation]
+    space = observation
+    if isinstance(observation, str):
+        space = DICT if observation == "dict" else OBSERVATIONS[observation]
     config = MemoryConfig(**{"width": 16, "belief_size": 4, **memory})
     networks = ActorCritic(
         space, ACTIONS[action], EncoderConfig(width=8), build_memory(config, 8), PolicyConfig()
@@ -88,6 +99,23 @@ def test_a_run_is_trained_further_and_keeps_its_values():
     assert all(map(torch.equal, before, agent.policy.parameters())), "the run itself was changed"
     trained = policy.lstm_actor.memory.parameters()
     assert not any(map(torch.equal, agent.policy.memory.parameters(), trained))
+
+
+@pytest.mark.parametrize("space", [IMAGE, DICT_WITH_IMAGE], ids=["image", "dict"])
+def test_a_run_of_images_is_trained_further_although_sb3_turns_them(space):
+    agent = make_agent(space)
+    env = random_envs(space, agent.action_space)
+    policy_class = CnnBeliefPolicy if space is IMAGE else MultiInputBeliefPolicy
+    kwargs = {"run": agent}
+    model = BeliefRecurrentPPO(policy_class, env, n_steps=8, batch_size=12, policy_kwargs=kwargs)
+    assert model.observation_space != space, "SB3 no longer turns images: test nothing in vain"
+    seen = env.reset()
+    expected, state = agent.predict(seen, None, np.ones(3, bool))
+    action, own = model.predict(seen, None, np.ones(3, bool), deterministic=True)
+    np.testing.assert_array_equal(action, expected)
+    flat = np.concatenate((own[0][0], own[1][0]), 1)[:, : state[0].shape[1]]
+    np.testing.assert_allclose(flat, state[0], atol=1e-6)
+    model.learn(24)
 
 
 @pytest.fixture(scope="module")
