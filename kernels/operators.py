@@ -111,12 +111,14 @@ def _save_wkv7(ctx: Any, inputs: tuple[Tensor, ...], output: Tensors4) -> None:
 
 def _differentiate_wkv7(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
     dy, dfinal = gradients[:2]
-    r, _, _, v = ctx.saved_tensors[:4]
+    # Read once: under gradient checkpointing they may not be unpacked a second time.
+    saved = ctx.saved_tensors
+    r, _, _, v = saved[:4]
     if dy is None:
         dy = torch.zeros_like(v)
     if dfinal is None:
         dfinal = empty_state(v, v.shape[0], v.shape[2], v.shape[3], r.shape[3])
-    return *_wkv7_backward(dy.contiguous(), dfinal.contiguous(), *ctx.saved_tensors), None
+    return *_wkv7_backward(dy.contiguous(), dfinal.contiguous(), *saved), None
 
 
 _wkv7_forward.register_autograd(_differentiate_wkv7, setup_context=_save_wkv7)

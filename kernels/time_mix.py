@@ -19,7 +19,8 @@ def time_mix(
     r: Tensor, decay: Tensor, k: Tensor, v: Tensor, rate: Tensor, gate: Tensor, *,
     k_k: Tensor, k_a: Tensor, r_k: Tensor,
     norm_weight: Tensor, norm_bias: Tensor, norm_eps: float,
-    state: Tensor, reset: Tensor,
+    state: Tensor, reset: Tensor, double_rate: bool = False, offset: Tensor | None = None,
+    write: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the gated output `[B, T, C]` and the final state `[B, H, V, K]`.
 
@@ -27,6 +28,10 @@ def time_mix(
 
         y = wkv7(r, -e^(-1/2) sigmoid(decay), k~, v, -kk, kk alpha)
         out = gate (GroupNorm(y) + (r . k~ r_k) v)
+
+    With `double_rate` the last argument of wkv7 is kk 2 alpha; with `offset` y = (S + offset) r;
+    with `write` g, wkv7 is given g v and g kk alpha: what a step replaces is scaled, the bonus is
+    not. All three are composed of PyTorch's operations around `wkv7`.
 
     In float32 on the CPU this is one fused operation, on CUDA three: front, `wkv7` and back, or a
     single one for a step without gradient. Elsewhere it is composed of PyTorch's operations around
@@ -47,6 +52,9 @@ def time_mix(
         norm_eps: Added to the variance.
         state: Matrix state `[B, H, V, K]` before the first step.
         reset: `[B, T]` bool.
+        double_rate: Whether the rate of the removal lies in (0, 2).
+        offset: `[H, V, K]`, added to the state where it is read, never carried; None for nothing.
+        write: `[B, T, H]`, scales what is written and what is removed for it; None for 1.
 
     Raises:
         ValueError: A shape, dtype or device does not fit.
@@ -58,6 +66,15 @@ def time_mix(
     vectors = {"k_k": k_k, "k_a": k_a, "norm_weight": norm_weight, "norm_bias": norm_bias}
     _check(sequences, vectors, r_k, state, reset)
     parameters = (k_k, k_a, r_k, norm_weight, norm_bias)
+    if double_rate or offset is not None or write is not None:
+        if offset is not None:
+            check_tensor("offset", offset, "[H, V, K]", state.shape[1:], state, "state")
+        if write is not None:
+            check_tensor("write", write, "[B, T, H]", (*r.shape[:2], r_k.shape[0]), r, "r and r_k")
+        return _composed(
+            r, decay, k, v, rate, gate, *parameters, norm_eps, state, reset,
+            2.0 if double_rate else 1.0, offset, write,
+        )  # fmt: skip
     if can_fuse(r_k.shape[1], *sequences.values(), *parameters, state):
         from doxastic.kernels.cpu.time_mix import FusedTimeMix
 
@@ -115,16 +132,22 @@ def _composed(
     r: Tensor, decay: Tensor, k: Tensor, v: Tensor, rate: Tensor, gate: Tensor,
     k_k: Tensor, k_a: Tensor, r_k: Tensor, norm_weight: Tensor, norm_bias: Tensor,
     norm_eps: float, state: Tensor, reset: Tensor,
+    removal: float = 1.0, offset: Tensor | None = None, write: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return what `time_mix` returns, from PyTorch's operations and `wkv7`."""
     heads = (*r.shape[:2], *r_k.shape)
     alpha = rate.sigmoid()
     kk = F.normalize((k * k_k).view(heads), dim=-1)
     key = (k * (1 + (alpha - 1) * k_a)).view(heads)
+    value, replaced = v.view(heads), removal * kk * alpha.view(heads)
+    if write is not None:
+        value, replaced = value * write.unsqueeze(-1), replaced * write.unsqueeze(-1)
     y, state = wkv7(
-        r.view(heads), (-DECAY_SCALE * decay.sigmoid()).view(heads), key, v.view(heads),
-        -kk, kk * alpha.view(heads), state=state, reset=reset,
+        r.view(heads), (-DECAY_SCALE * decay.sigmoid()).view(heads), key, value,
+        -kk, replaced, state=state, reset=reset,
     )  # fmt: skip
+    if offset is not None:
+        y = y + torch.einsum("hvk,bthk->bthv", offset.to(y.dtype), r.view(heads).to(y.dtype))
     y = F.group_norm(y.flatten(0, 1).flatten(1), r_k.shape[0], norm_weight, norm_bias, norm_eps)
     bonus = (r.view(heads) * key * r_k).sum(-1, keepdim=True) * v.view(heads)
     return (y.view(r.shape) + bonus.flatten(2)) * gate, state

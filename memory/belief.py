@@ -10,6 +10,7 @@ from torch import Tensor
 from doxastic.memory.base import Memory, check_inputs
 from doxastic.memory.core import RWKV7Memory
 from doxastic.memory.readouts import (
+    DECAY_BIAS,
     Belief,
     LearnedReadout,
     MomentsReadout,
@@ -17,8 +18,14 @@ from doxastic.memory.readouts import (
     Readout,
 )
 from doxastic.memory.state import StateLayout
+from doxastic.memory.write_gate import WriteGate
 
 ReadoutName = Literal["moments", "precision", "learned", "none"]
+
+_NO_BELIEF = (
+    "this memory has readout 'none' and keeps no belief; build it with readout='moments', "
+    "'precision' or 'learned'."
+)
 
 
 class BeliefMemory(Memory):
@@ -37,13 +44,17 @@ class BeliefMemory(Memory):
         channel_ratio: Hidden width of the channel mix over `width`.
         low_rank: Rank of the core's low-rank maps.
         norm_eps: Of the time mix's group norm; None for the official one.
+        write_gate: Whether a belief about the inputs scales what the core writes, see `WriteGate`.
+        decay: Range of the biases of the channels' decays, see `MomentsReadout`.
+        surprise: Whether `moments` has a fifth feature, see `MomentsReadout`.
     """
 
     def __init__(
         self, input_size: int, width: int = 64, *,
         readout: ReadoutName = "moments", belief_size: int = 16, layers: int = 1,
         head_size: int = 16, channel_ratio: float = 2.0, low_rank: int = 8,
-        norm_eps: float | None = None,
+        norm_eps: float | None = None, write_gate: bool = False,
+        decay: tuple[float, float] = DECAY_BIAS, surprise: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.core = RWKV7Memory(
@@ -51,26 +62,31 @@ class BeliefMemory(Memory):
             layers=layers, head_size=head_size, channel_ratio=channel_ratio, low_rank=low_rank,
             norm_eps=norm_eps,
         )  # fmt: skip
-        self.readout = _build_readout(readout, width, belief_size, width // head_size)
-        size = self.readout.size if self.readout else 0
-        self.input_size, self.feature_size = input_size, width + 4 * size
+        self.readout = _build_readout(
+            readout, width, belief_size, width // head_size, decay, surprise
+        )
+        self.gate = WriteGate(input_size, belief_size, width // head_size) if write_gate else None
+        size = self.readout.feature_size if self.readout else 0
+        self.input_size, self.feature_size = input_size, width + size
         shapes = dict(self.core.layout.shapes)
         if self.readout and self.readout.channels:
             shapes["readout"] = (3, self.readout.channels)
+        if self.gate:
+            shapes["gate"] = (3, belief_size)
         self.layout = StateLayout(shapes)
         self.state_size = self.layout.size
 
     def forward(self, x: Tensor, state: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features `[B, T, F]` and the state after the last step `[B, S]`."""
         check_inputs(self, x, state, reset)
-        stepped = self.core.step(x, state, reset)
+        stepped = self.core.step(x, state, reset) if self.gate is None else None
         if stepped:
             return self._with_features(*stepped, state, reset)
-        h, core, moments = self._remember(x, state, reset)
+        h, core, moments, gate = self._remember(x, state, reset)
         if self.readout is None:
-            return h, core
+            return h, _joined(core, gate)
         features, moments = self.readout.features(h, moments, reset)
-        return torch.cat([h, features], dim=-1), _joined(core, moments)
+        return torch.cat([h, features], dim=-1), _joined(core, moments, gate)
 
     def belief(self, x: Tensor, state: Tensor, reset: Tensor) -> tuple[Belief, Tensor]:
         """Return the belief after each step, each part `[B, T, M]`, and the last state.
@@ -79,14 +95,26 @@ class BeliefMemory(Memory):
             ValueError: If the readout is `none`.
         """
         if self.readout is None:
-            raise ValueError(
-                "this memory has readout 'none' and keeps no belief; build it with "
-                "readout='moments', 'precision' or 'learned'."
-            )
+            raise ValueError(_NO_BELIEF)
         check_inputs(self, x, state, reset)
-        h, core, moments = self._remember(x, state, reset)
+        h, core, moments, gate = self._remember(x, state, reset)
         belief, moments = self.readout(h, moments, reset)
-        return belief, _joined(core, moments)
+        return belief, _joined(core, moments, gate)
+
+    def belief_in(self, features: Tensor) -> Belief:
+        """Return the belief that the memory's features `[..., F]` show, each part `[..., M]`.
+
+        What a loss in training reads without running the memory a second time.
+
+        Raises:
+            ValueError: If the readout is `none`.
+        """
+        if self.readout is None:
+            raise ValueError(_NO_BELIEF)
+        start = self.core.feature_size
+        size = self.readout.size
+        mean, deviation, evidence = features[..., start : start + 3 * size].chunk(3, dim=-1)
+        return Belief(mean, (2.0 * deviation).exp(), (2.0 * evidence).expm1())
 
     def _with_features(
         self, h: Tensor, new: Tensor, state: Tensor, reset: Tensor
@@ -100,26 +128,30 @@ class BeliefMemory(Memory):
 
     def _remember(
         self, x: Tensor, state: Tensor, reset: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return h, the core's new state, and the readout's state before the first step."""
-        core_size = self.core.state_size
-        h, core = self.core(x, state[:, :core_size], reset)
-        if self.readout is None or not self.readout.channels:
-            return h, core, None
-        return h, core, state[:, core_size:].unflatten(1, (3, self.readout.channels))
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Return h, the core's new state, the readout's old state, and the gate's new one."""
+        parts = self.layout.split(state)
+        write = gate = None
+        if self.gate is not None:
+            write, gate = self.gate(x, parts["gate"], reset)
+        h, core = self.core(x, state[:, : self.core.state_size], reset, write)
+        return h, core, parts.get("readout"), gate
 
 
-def _joined(core: Tensor, moments: Tensor | None) -> Tensor:
-    return core if moments is None else torch.cat([core, moments.flatten(1)], dim=1)
+def _joined(core: Tensor, *parts: Tensor | None) -> Tensor:
+    kept = [part.flatten(1) for part in parts if part is not None]
+    return torch.cat([core, *kept], dim=1) if kept else core
 
 
-def _build_readout(name: str, width: int, size: int, heads: int) -> Readout | None:
+def _build_readout(
+    name: str, width: int, size: int, heads: int, decay: tuple[float, float], surprise: bool
+) -> Readout | None:
     if name == "none":
         return None
     if name == "moments":
-        return MomentsReadout(width, size)
+        return MomentsReadout(width, size, decay, surprise)
     if name == "precision":
-        return PrecisionReadout(width, heads)
+        return PrecisionReadout(width, heads, decay)
     if name == "learned":
         return LearnedReadout(width, size)
     raise ValueError(f"readout is {name!r}; expected 'moments', 'precision', 'learned' or 'none'.")

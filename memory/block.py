@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from doxastic.memory.channel_mix import ChannelMix
-from doxastic.memory.time_mix import TimeMix
+from doxastic.memory.time_mix import LowRanks, TimeMix
 
 
 class Block(nn.Module):
@@ -17,20 +17,32 @@ class Block(nn.Module):
         hidden_size: Hidden width of the channel mix.
         layer: Index of the layer.
         layers: Number of layers.
-        low_rank: Rank of the time mix's low-rank maps.
+        low_rank: Rank of the time mix's low-rank maps, or one for each of them.
         norm_eps: Of the time mix's group norm; None for the official one.
+        double_rate: See `TimeMix`.
+        official: See `TimeMix`.
+        layer_norm_eps: Of the layer norms.
+        opens: Whether a layer norm `ln0` of the block's input comes before everything else, the
+            residual included; the first block of a language model has it.
+        channel_mix: What takes the place of `ChannelMix`; its `forward` is given `context` too.
     """
+
+    ffn: ChannelMix
 
     def __init__(
         self, width: int, head_size: int, hidden_size: int, *,
-        layer: int = 0, layers: int = 1, low_rank: int = 8, norm_eps: float | None = None,
+        layer: int = 0, layers: int = 1, low_rank: int | LowRanks = 8,
+        norm_eps: float | None = None, double_rate: bool = False, official: bool = False,
+        layer_norm_eps: float = 1e-5, opens: bool = False, channel_mix: ChannelMix | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.ln1, self.ln2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.ln0 = nn.LayerNorm(width, layer_norm_eps) if opens else None
+        self.ln1, self.ln2 = (nn.LayerNorm(width, layer_norm_eps) for _ in range(2))
         self.att = TimeMix(
-            width, head_size, layer=layer, layers=layers, low_rank=low_rank, norm_eps=norm_eps
-        )
-        self.ffn = ChannelMix(width, hidden_size, layer=layer, layers=layers)
+            width, head_size, layer=layer, layers=layers, low_rank=low_rank, norm_eps=norm_eps,
+            double_rate=double_rate, official=official,
+        )  # fmt: skip
+        self.ffn = channel_mix or ChannelMix(width, hidden_size, layer=layer, layers=layers)
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the parts of this block's state and their shapes without the batch."""
@@ -42,8 +54,9 @@ class Block(nn.Module):
         }
 
     def forward(
-        self, x: Tensor, state: dict[str, Tensor], reset: Tensor, v_first: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        self, x: Tensor, state: dict[str, Tensor], reset: Tensor, v_first: Tensor | None,
+        context: tuple[Tensor, ...] = (), write: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:  # fmt: skip
         """Return the output `[B, T, C]`, the new state and `v_first`.
 
         Args:
@@ -51,14 +64,18 @@ class Block(nn.Module):
             state: The parts named by `state_shapes`, each with a leading batch dimension.
             reset: `[B, T]` bool.
             v_first: Values of the first layer, None in the first layer.
+            context: What a `channel_mix` of another kind reads besides.
+            write: `[B, T, H]`, scales what the time mix replaces in its state; None for 1.
         """
+        if self.ln0 is not None:
+            x = self.ln0(x)
         time_input = self.ln1(x)
         mixed, wkv, v_first = self.att(
-            time_input, state["time_shift"], state["wkv"], reset, v_first
+            time_input, state["time_shift"], state["wkv"], reset, v_first, write
         )
         x = x + mixed
         channel_input = self.ln2(x)
-        x = x + self.ffn(channel_input, state["channel_shift"], reset)
+        x = x + self.ffn(channel_input, state["channel_shift"], reset, *context)
         new = {
             "time_shift": time_input[:, -1],
             "wkv": wkv,

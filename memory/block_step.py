@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from doxastic.kernels.checks import log_once
 from doxastic.memory.block import Block
+from doxastic.memory.channel_mix import ChannelMix
 from doxastic.memory.state import StateLayout
 
 _BEFORE = ("ln1.weight", "ln1.bias")
 _RATIOS = tuple(f"att.x_{name}" for name in "rwkvag")
 _FIRST = ("att.w0", "att.w1", "att.w2", "att.a0", "att.a1", "att.a2")
 _VALUE = ("att.v0", "att.v1", "att.v2")
+_RANKED = ("att.w1", "att.a1", "att.g1")
 _REST = (
     "att.g1", "att.g2", "att.k_k", "att.k_a", "att.r_k", "att.receptance.weight",
     "att.key.weight", "att.value.weight", "att.output.weight", "att.ln_x.weight",
@@ -45,16 +47,17 @@ class BlockStep:
         names = (*_BEFORE, *_RATIOS, *_FIRST, *value, *_REST)
         self._slots = [_slot(block, name) for name in names]
         self._slots += [(closing._parameters, "weight"), (closing._parameters, "bias")]
-        width, rank = block.att.w1.shape
-        hidden = block.ffn.key.out_features
-        self._sizes = (width, block.att.head_size, hidden, rank)
+        width, hidden = block.att.w1.shape[0], block.ffn.key.out_features
+        ranks = (block.get_parameter(f"{path[:-1]}1").shape[1] for path in (*_RANKED, value[0]))
+        self._sizes = (width, block.att.head_size, hidden, *ranks)
+        self._time_mix = block.att
         self._places = tuple(
             layout.offset(f"{layer}.{name}") for name in ("time_shift", "wkv", "channel_shift")
         )
         self._flags = (layer > 0, is_last)
         self._run: Callable[..., None] | None = None
         self._seen: list[int] = []
-        self._eps = np.float32(block.att.ln_x.eps)
+        self._eps = (np.float32(closing.eps), np.float32(block.att.ln_x.eps))
 
     def fits(self, lanes: int) -> bool:
         """Return whether width, head and hidden width are whole vectors of `lanes`."""
@@ -62,6 +65,9 @@ class BlockStep:
 
     def addresses(self) -> list[int] | None:
         """Return where the parameters are, or None, logged once, if the kernel cannot read them."""
+        if self._time_mix.state_offset is not None:
+            _log("the time mix has a state offset")
+            return None
         try:
             tensors = [parameters[name] for parameters, name in self._slots]
         except KeyError:
@@ -95,9 +101,14 @@ class BlockStep:
 
             self._run = run_block_step
         self._run(
-            reset.numel(), (*self._sizes, state.shape[1], *self._places, *self._flags, self._eps),
+            reset.numel(), (*self._sizes, state.shape[1], *self._places, *self._flags, *self._eps),
             (x, state, reset, v_first, out, new), addresses,
         )  # fmt: skip
+
+
+def _is_standard(block: Block) -> bool:
+    """Return whether the block is what the kernel computes; ln0 runs before it."""
+    return type(block.ffn) is ChannelMix and not block.att.double_rate
 
 
 def _slot(block: Block, path: str) -> tuple[dict[str, Any], str]:
@@ -199,8 +210,10 @@ def build_step(
 ) -> CoreStep | None:
     """Return the core's acting step, or None where the kernel cannot serve it.
 
-    It needs numba, and widths of whole vectors.
+    It needs numba, widths of whole vectors, and blocks without options.
     """
+    if not all(map(_is_standard, blocks)):
+        return None
     try:
         from doxastic.kernels.cpu.simd import LANES
     except ImportError:

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from doxastic.memory.base import Memory
 from doxastic.memory.baselines import GRUMemory, LSTMMemory, NoMemory, WindowMemory
 from doxastic.memory.belief import BeliefMemory, ReadoutName
+from doxastic.memory.readouts import DECAY_BIAS
 
 MemoryKind = Literal["belief", "gru", "lstm", "window", "none"]
 
@@ -46,6 +47,17 @@ class MemoryConfig:
     belief_size: int = 16
     """Belief channels M of the moments and the learned readout."""
 
+    write_gate: bool = False
+    """Whether a belief about the inputs, of `belief_size` channels, scales what the core writes;
+    only for `belief`."""
+
+    belief_decay: tuple[float, float] = DECAY_BIAS
+    """First and last of the channels' biases of the decay of the moments and the precision readout;
+    at -7 evidence halves in 1,250 steps, at -1 in 4."""
+
+    surprise: bool = False
+    """Whether the features tell how unexpected the last values were; only for `moments`."""
+
     window: int = 16
     """Steps that the window memory sees."""
 
@@ -69,6 +81,16 @@ class MemoryConfig:
                 f"memory.channel_ratio is {self.channel_ratio}; expected a finite number, at least "
                 f"1 / memory.width = {1 / self.width:.3g}, for one hidden channel."
             )
+        if not -math.inf < self.belief_decay[0] <= self.belief_decay[1] < math.inf:
+            raise ValueError(
+                f"memory.belief_decay is {list(self.belief_decay)}; expected two finite numbers, "
+                "the smaller first."
+            )
+        if self.surprise and self.kind == "belief" and self.readout != "moments":
+            raise ValueError(
+                f"memory.surprise is true but memory.readout is {self.readout!r}; only 'moments' "
+                "expects a value, set it to false."
+            )
         if self.kind == "belief" and self.width % self.head_size:
             raise ValueError(
                 f"memory.width is {self.width}; expected a multiple of memory.head_size = "
@@ -90,5 +112,6 @@ def build_memory(config: MemoryConfig, input_size: int) -> Memory:
         input_size, config.width,
         readout=config.readout, belief_size=config.belief_size, layers=config.layers,
         head_size=config.head_size, channel_ratio=config.channel_ratio, low_rank=config.low_rank,
-        norm_eps=config.norm_eps,
+        norm_eps=config.norm_eps, write_gate=config.write_gate, decay=config.belief_decay,
+        surprise=config.surprise,
     )  # fmt: skip

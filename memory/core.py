@@ -66,10 +66,19 @@ class RWKV7Memory(Memory):
         self.state_size = self.layout.size
         self._step: CoreStep | None = build_step(self, blocks, self.ln_out, self.layout)
 
-    def forward(self, x: Tensor, state: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the features `[B, T, C]` and the state after the last step `[B, S]`."""
+    def forward(
+        self, x: Tensor, state: Tensor, reset: Tensor, write: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the features `[B, T, C]` and the state after the last step `[B, S]`.
+
+        Args:
+            x: Inputs `[B, T, C]`.
+            state: State before the first step, `[B, S]`.
+            reset: `[B, T]` bool.
+            write: `[B, T, H]`, scales what every block replaces in its state; None for 1.
+        """
         check_inputs(self, x, state, reset)
-        stepped = self.step(x, state, reset)
+        stepped = self.step(x, state, reset) if write is None else None
         if stepped:
             return stepped
         x, v_first = self.projection(x), None
@@ -77,7 +86,7 @@ class RWKV7Memory(Memory):
         new: dict[str, Tensor] = {}
         for layer, block in enumerate(self.blocks):
             own = {name: parts[f"{layer}.{name}"] for name in self._parts}
-            x, own, v_first = block(x, own, reset, v_first)
+            x, own, v_first = block(x, own, reset, v_first, (), write)
             new.update({f"{layer}.{name}": own[name] for name in self._parts})
         return self.ln_out(x), self.layout.join(new)
 

@@ -61,8 +61,10 @@ def norm_weight(layer: int, layers: int, eps: float | None) -> float:
     return float(((1 + layer) / layers) ** 0.7) if eps is None else math.sqrt(eps)
 
 
-def gate_factor(rank: int, width: int) -> Tensor:
+def gate_factor(rank: int, width: int, official: bool = False) -> Tensor:
     """Return g2, `[rank, C]`, such that the gate sigma(x g1) g2 starts at 1 for every channel.
+
+    Where `official`, it is the official one.
 
     With g1 = 0 the gate starts at half the column sums of g2. The official g2 (orthogonal,
     gain 0.1) relies on ranks of 128 and more for these sums to have a useful size; at the rank
@@ -70,4 +72,4 @@ def gate_factor(rank: int, width: int) -> Tensor:
     as noise. The orthogonal part is kept, the column sums are set to 2.
     """
     factor = orthogonal_(torch.empty(rank, width), 0.1)
-    return factor + (2.0 - factor.sum(0)) / rank
+    return factor if official else factor + (2.0 - factor.sum(0)) / rank

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
+
+
+class ComputedLinear(nn.Module):
+    """A linear layer without bias whose `weight` is computed whenever it is read.
+
+    For what adapts a projection: a fused layer reads the weight once a call, as it does with a
+    plain one. The compiled step, which reads parameters where they are, makes way for the modules.
+    """
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight `[outputs, inputs]`; gradients flow to what it is computed from."""
+        raise NotImplementedError
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether calling the layer now is a product with `weight` and nothing else."""
+        return True
 
 
 def are_plain(*modules: nn.Module) -> bool:
     """Return whether calling each module is a product with its weight and nothing else.
 
-    Not so with a subclass (an adapter, a parametrised or quantised layer), a bias, or a hook.
+    Not so with a subclass of `nn.Linear` (an adapter, a parametrised or quantised layer), a bias,
+    or a hook; with a `ComputedLinear` if it says so.
     """
     return all(
-        type(module) is nn.Linear
-        and module._parameters["bias"] is None
-        and not module._forward_hooks
+        not module._forward_hooks
         and not module._forward_pre_hooks
+        and (
+            module._parameters["bias"] is None
+            if type(module) is nn.Linear
+            else isinstance(module, ComputedLinear) and module.is_plain
+        )
         for module in modules
     )

@@ -20,6 +20,9 @@ from doxastic.kernels.belief_moments import (
 )
 from doxastic.kernels.moments import weighted_moments
 
+# First and last bias of the channels' decays: half lives from 1,250 steps to 4.
+DECAY_BIAS = (-7.0, -1.0)
+
 
 class Belief(NamedTuple):
     """What is believed: each `[B, T, M]`."""
@@ -38,16 +41,40 @@ class Belief(NamedTuple):
         return belief_features(self.mean, self.variance, self.evidence)
 
 
+def features_before(features: Tensor, state: Tensor, reset: Tensor, prior: Tensor) -> Tensor:
+    """Return the features of the belief before each step, `[B, T, 4 M]`; no future is in them.
+
+    That is the prior's where an episode starts, and then no gradient of the past remains.
+
+    Args:
+        features: Features after each step, `[B, T, 4 M]`.
+        state: Moments before the first step, `[B, 3, M]`.
+        reset: `[B, T]` bool.
+        prior: Evidence before anything was seen, `[M]`.
+    """
+    # One more row, of moments that saw nothing: the prior.
+    evidence, mean, spread = F.pad(state, (0, 0, 0, 0, 0, 1)).unbind(1)
+    start = belief_features(mean, posterior_variance(spread, evidence, prior), evidence)
+    before = torch.cat([start[:-1, None], features[:, :-1]], dim=1)
+    return torch.where(reset.unsqueeze(-1), start[-1], before)
+
+
 class Readout(nn.Module, ABC):
     """From features h `[B, T, C]` to a `Belief`, with a recurrent state of its own.
 
     Attributes:
         size: Number of belief channels M.
         channels: Recurrent channels N; the state is `[B, 3, N]`. 0 if there is no state.
+        feature_size: Width of its features.
     """
 
     size: int
     channels: int
+
+    @property
+    def feature_size(self) -> int:
+        """Four features a belief channel."""
+        return 4 * self.size
 
     @abstractmethod
     def forward(
@@ -106,25 +133,49 @@ class MomentsReadout(Readout):
 
     The spread s^2 alone estimates the noise; over the evidence it is an uncertainty.
 
+    With `surprise` there is a fifth feature, how unexpected the value was: with the mean, variance
+    and evidence of the step before, under which the noise is variance (prior + n),
+
+        log(1 + (z_t - mean)^2 / (variance (prior + n + 1))) / 2
+
+    Args:
+        width: Width of h.
+        size: Belief channels M.
+        decay: First and last of the biases of omega's pre-activation, spaced evenly over the
+            channels; a step decays by e^(-e^(-1/2) sigmoid(bias)).
+        surprise: Whether there is the fifth feature.
+
     Source:
         Reconstruction; the published abstract derives (mu, Sigma) from WKV statistics.
     """
 
-    def __init__(self, width: int, size: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        size: int,
+        decay: tuple[float, float] = DECAY_BIAS,
+        surprise: bool = False,
+    ) -> None:
         super().__init__()
         self.size = self.channels = size
+        self.surprise = surprise
         self.projection = nn.Linear(width, 3 * size)
         self.prior = nn.Parameter(torch.zeros(size))
         with torch.no_grad():
-            _, log_weight, decay = self.projection.bias.view(3, size)
+            _, log_weight, omega = self.projection.bias.view(3, size)
             log_weight.fill_(0.0)
-            decay.copy_(torch.linspace(-7.0, -1.0, size))
+            omega.copy_(torch.linspace(*decay, size))
+
+    @property
+    def positive_prior(self) -> Tensor:
+        """Evidence before anything was seen, `[M]`, above 0."""
+        return _positive(self.prior)
 
     def forward(
         self, h: Tensor, state: Tensor | None, reset: Tensor
     ) -> tuple[Belief, Tensor | None]:
         """Return the belief and the moments after the last step."""
-        raw, prior, state = self.projection(h), _positive(self.prior), _required(state)
+        raw, prior, state = self.projection(h), self.positive_prior, _required(state)
         mean, variance, evidence, state = belief_moments(raw, prior, state=state, reset=reset)
         return Belief(mean, variance, evidence), state
 
@@ -132,12 +183,28 @@ class MomentsReadout(Readout):
         self, h: Tensor, state: Tensor | None, reset: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Return the features of the belief and the moments after the last step."""
-        raw, prior, state = self.projection(h), _positive(self.prior), _required(state)
-        return belief_moments_features(raw, prior, state=state, reset=reset)
+        raw, prior, state = self.projection(h), self.positive_prior, _required(state)
+        features, last = belief_moments_features(raw, prior, state=state, reset=reset)
+        if not self.surprise:
+            return features, last
+        before = features_before(features, state, reset, prior)
+        mean, deviation, evidence, _ = before.chunk(4, dim=-1)
+        # log1p(n) / 2 and the log deviation are what is at hand: prior + n + 1 = prior + e^(2 ..).
+        variance = (2.0 * deviation).exp() * (prior + (2.0 * evidence).exp())
+        innovation = raw[..., : self.size] - mean
+        surprise = 0.5 * (innovation.square() / variance).log1p()
+        return torch.cat([features, surprise], dim=-1), last
+
+    @property
+    def feature_size(self) -> int:
+        """Four features a belief channel, five with the surprise."""
+        return (5 if self.surprise else 4) * self.size
 
     def step(self, h: Tensor, state: Tensor, reset: Tensor, new: Tensor) -> Tensor:
         """Return the features of one step and write the moments after it to `new`."""
-        raw, prior = self.projection(h), _positive(self.prior)
+        if self.surprise:
+            return super().step(h, state, reset, new)
+        raw, prior = self.projection(h), self.positive_prior
         return belief_moments_step(raw, prior, state=state, reset=reset, new=new)
 
 
@@ -155,13 +222,13 @@ class PrecisionReadout(Readout):
         Reconstruction, after the diagonal form of online least squares.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, decay: tuple[float, float] = DECAY_BIAS) -> None:
         super().__init__()
         self.size, self.channels = heads, width
         self.projection = nn.Linear(width, 3 * width + 2 * heads)
         self.prior = nn.Parameter(torch.zeros(width))
         with torch.no_grad():
-            self.projection.bias[-heads:] = torch.linspace(-7.0, -1.0, heads)
+            self.projection.bias[-heads:] = torch.linspace(*decay, heads)
 
     def forward(
         self, h: Tensor, state: Tensor | None, reset: Tensor

@@ -150,6 +150,10 @@ class CoreState:
         """Return an independent copy."""
         return CoreState(self.layout, self.flat.clone())
 
+    def to(self, device: torch.device | str) -> CoreState:
+        """Return the state on this device, itself if it is there; gradients flow back."""
+        return CoreState(self.layout, self.flat.to(device))
+
     def save(self, path: str | Path) -> None:
         """Write the parts to a safetensors file with the layout in its metadata.
 

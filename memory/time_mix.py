@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,22 @@ from doxastic.kernels.time_mix import time_mix
 from doxastic.kernels.token_shift import shift_mix
 from doxastic.memory import initialization
 from doxastic.memory.linear import are_plain
+
+
+class LowRanks(NamedTuple):
+    """The ranks of the time mix's four low-rank maps."""
+
+    decay: int
+    """Of w1 and w2."""
+
+    rate: int
+    """Of a1 and a2."""
+
+    value: int
+    """Of v1 and v2, which the first layer has not."""
+
+    gate: int
+    """Of g1 and g2."""
 
 
 class TimeMix(nn.Module):
@@ -26,14 +44,28 @@ class TimeMix(nn.Module):
 
     Parameter names are those of RWKV-LM's checkpoints (RWKV-v7/train_temp/src/model.py).
 
+    With `double_rate` the removal subtracts (S kk)(kk 2 alpha)^T, so that a step may turn what it
+    finds at kk around instead of only erasing it: for a uniform w and alpha its eigenvalue there is
+    w - 2 alpha, -1 for w and alpha near 1, where the plain one ends at -0.455. With a fast decay
+    besides it may fall to -1.455, and the state grows: the range is wider than what is stable. What
+    is written, k~, keeps alpha in (0, 1). (Delta-rule models with negative eigenvalues double one
+    factor that scales removal and write alike; in RWKV-7 the two are apart.)
+
+    Attributes:
+        state_offset: None, or a parameter `[H, V, K]` added to the state where it is read, y = (S +
+            offset) r, and never carried. For tuning a frozen model.
+
     Args:
         width: Channels C, a multiple of `head_size`.
         head_size: Width of a head; the state has `head_size` squared entries per head.
         layer: Index of the layer; the first one has no value residual.
         layers: Number of layers.
-        low_rank: Rank of the low-rank maps of decay, rate, value residual and gate.
+        low_rank: Rank of the low-rank maps of decay, rate, value residual and gate; or one each.
         norm_eps: Added to the variance by the group norm; None for the official 1e-5 times the
             width of a head, see `initialization.norm_weight`.
+        double_rate: Whether the removal's rate lies in (0, 2).
+        official: Whether gate and group norm start as in RWKV-LM at any rank and eps; else as
+            `initialization.gate_factor` and `initialization.norm_weight` say.
     """
 
     x_r: nn.Parameter
@@ -48,15 +80,20 @@ class TimeMix(nn.Module):
     a2: nn.Parameter
     v1: nn.Parameter
     v2: nn.Parameter
+    state_offset: nn.Parameter | None
 
     def __init__(
         self, width: int, head_size: int, *,
-        layer: int = 0, layers: int = 1, low_rank: int = 8, norm_eps: float | None = None,
+        layer: int = 0, layers: int = 1, low_rank: int | LowRanks = 8,
+        norm_eps: float | None = None, double_rate: bool = False, official: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         if width % head_size:
             raise ValueError(f"width is {width}; expected a multiple of head_size = {head_size}.")
         self.heads, self.head_size, self.layer = width // head_size, head_size, layer
+        self.double_rate = double_rate
+        self.register_parameter("state_offset", None)
+        ranks = low_rank if isinstance(low_rank, LowRanks) else LowRanks(*4 * (low_rank,))
         depth = layer / max(layers - 1, 1)
         ratio, ramp = 1.0 - layer / layers, initialization.ramp(width)
         for name, power in zip("rwkvag", (0.2, 0.9, 0.7, 0.7, 0.9, 0.2), strict=True):
@@ -65,14 +102,14 @@ class TimeMix(nn.Module):
         zigzag = initialization.zigzag(width, head_size)
         self.w0 = nn.Parameter(initialization.decay_bias(width, head_size, depth))
         self.a0 = nn.Parameter(-0.19 + 0.3 * zigzag + 0.4 * ramp)
-        for name in "wav" if layer else "wa":
-            down, up = torch.zeros(width, low_rank), torch.empty(low_rank, width)
+        for name, rank in zip("wav" if layer else "wa", ranks, strict=False):
+            down, up = torch.zeros(width, rank), torch.empty(rank, width)
             self.register_parameter(f"{name}1", nn.Parameter(down))
             self.register_parameter(f"{name}2", nn.Parameter(initialization.orthogonal_(up, 0.1)))
         if layer:
             self.v0 = nn.Parameter(0.73 - 0.4 * ramp)
-        self.g1 = nn.Parameter(torch.zeros(width, low_rank))
-        self.g2 = nn.Parameter(initialization.gate_factor(low_rank, width))
+        self.g1 = nn.Parameter(torch.zeros(width, ranks.gate))
+        self.g2 = nn.Parameter(initialization.gate_factor(ranks.gate, width, official))
         self.k_k = nn.Parameter(0.71 - 0.1 * ramp)
         self.k_a = nn.Parameter(torch.full((width,), 1.02))
         self.r_k = nn.Parameter(torch.full((self.heads, head_size), -0.04))
@@ -86,11 +123,13 @@ class TimeMix(nn.Module):
         # Official: eps = 64e-5 for heads of 64, i.e. 1e-5 times the width of a head.
         eps = 1e-5 * head_size if norm_eps is None else norm_eps
         self.ln_x = nn.GroupNorm(self.heads, width, eps=eps)
-        nn.init.constant_(self.ln_x.weight, initialization.norm_weight(layer, layers, norm_eps))
+        start = initialization.norm_weight(layer, layers, None if official else norm_eps)
+        nn.init.constant_(self.ln_x.weight, start)
 
     def forward(
-        self, x: Tensor, shift: Tensor, wkv: Tensor, reset: Tensor, v_first: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, x: Tensor, shift: Tensor, wkv: Tensor, reset: Tensor, v_first: Tensor | None,
+        write: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """Return the output `[B, T, C]`, the new matrix state and this stack's `v_first`.
 
         Args:
@@ -99,9 +138,13 @@ class TimeMix(nn.Module):
             wkv: Matrix state `[B, H, V, K]`.
             reset: `[B, T]` bool.
             v_first: Values of the first layer, `[B, T, C]`; None in the first layer itself.
+            write: `[B, T, H]`, scales what every head replaces in its state; None for 1.
         """
-        if can_fuse(self.head_size, x, wkv, self.w0) and are_plain(
-            self.receptance, self.key, self.value, self.output
+        plain = not self.double_rate and self.state_offset is None and write is None
+        if (
+            plain
+            and can_fuse(self.head_size, x, wkv, self.w0)
+            and are_plain(self.receptance, self.key, self.value, self.output)
         ):
             return self._fused(x, shift, wkv, reset, v_first)
         mixes = torch.stack([self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g])
@@ -119,7 +162,8 @@ class TimeMix(nn.Module):
             self.receptance(x_r), decay, self.key(x_k), value, rate, gate,
             k_k=self.k_k, k_a=self.k_a, r_k=self.r_k,
             norm_weight=self.ln_x.weight, norm_bias=self.ln_x.bias, norm_eps=self.ln_x.eps,
-            state=wkv, reset=reset,
+            state=wkv, reset=reset, double_rate=self.double_rate, offset=self.state_offset,
+            write=write,
         )  # fmt: skip
         out: Tensor = self.output(y)
         return out, wkv, v_first

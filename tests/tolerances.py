@@ -19,6 +19,11 @@ WORST_DECAY = {torch.float64: 1e-11, torch.float32: 2e-5}
 NORMALISED = {torch.float32: 1e-4}
 # Gradients through up to three whole layers.
 STACKED = {torch.float32: 5e-5}
+# Logits and states of a language model against another program's, absolute; both are of the order
+# of one, the measured differences of that of 1e-6.
+OTHER_PROGRAM = 1e-4
+# The same in half precision: how much farther from the exact logits than the other program's.
+OTHER_PROGRAM_HALF = 2.0
 # Two ways to the same result that only round differently.
 SAME = {torch.float64: 1e-13, torch.float32: 1e-6}
 

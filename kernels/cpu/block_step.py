@@ -38,6 +38,8 @@ from doxastic.kernels.cpu.time_mix import _after, _before, _statistics
 # Rows that pass through the block together: few enough for the first-level cache.
 TILE = 16
 COLUMNS = LANES // 4
+# From this rank on, and for whole vectors, a low-rank map's first factor is read where it is.
+LARGE_RANK = 32
 
 
 @compiled
@@ -55,9 +57,9 @@ def _linear(x, rows, width, w, out, outputs):
 
 
 @compiled
-def _norm(x, o, C, weight, bias, out, p):
+def _norm(x, o, C, eps, weight, bias, out, p):
     """Write the layer norm of x[o : o + C] to out[p : p + C]."""
-    mean, scale = _statistics(x, o, C, np.float32(1e-5))
+    mean, scale = _statistics(x, o, C, eps)
     for i in range(0, C, LANES):
         normal = mul(sub(load(x, o + i), splat(mean)), splat(scale))
         store(out, p + i, fma(normal, load(weight, i), load(bias, i)))
@@ -74,9 +76,26 @@ def _mix(h, previous, p, reset, C, mix, out, o):
 
 
 @compiled
-def _low_rank(down, rows, rank, stride, bias, up, C, out):
-    """Write bias + down[row] up for `rows` rows of `rank` numbers."""
-    for row in range(rows):
+def _up(down, rows, rank, bias, up, C, out):
+    """Write bias + down[row] up for `rows` rows of `rank` numbers, padded to whole vectors."""
+    stride = -(-rank // LANES) * LANES
+    fours = rows // 4 * 4
+    for row in range(0, fours, 4):
+        o, p = row * stride, row * C
+        for i in range(0, C, LANES):
+            x0 = load(bias, i)
+            x1, x2, x3 = x0, x0, x0
+            for j in range(rank):
+                up_i = load(up, j * C + i)
+                x0 = fma(spread(down, o + j), up_i, x0)
+                x1 = fma(spread(down, o + stride + j), up_i, x1)
+                x2 = fma(spread(down, o + 2 * stride + j), up_i, x2)
+                x3 = fma(spread(down, o + 3 * stride + j), up_i, x3)
+            store(out, p + i, x0)
+            store(out, p + C + i, x1)
+            store(out, p + 2 * C + i, x2)
+            store(out, p + 3 * C + i, x3)
+    for row in range(fours, rows):
         for i in range(0, C, LANES):
             x = load(bias, i)
             for j in range(rank):
@@ -85,8 +104,50 @@ def _low_rank(down, rows, rank, stride, bias, up, C, out):
 
 
 @compiled
-def _transposed(w, C, rank, stride):
-    """Return the factor [C, rank] as [stride, C], with rows of zeros after `rank`."""
+def _down(x, rows, C, w, rank, gathered, out):
+    """Write x[row] w for `rows` rows, `[rank]` padded to whole vectors; `gathered` is w's copy."""
+    stride = -(-rank // LANES) * LANES
+    if _is_small(rank):
+        _linear(x, rows, C, gathered, out, stride)
+        return
+    fours = rows // 4 * 4
+    for j in range(0, rank, LANES):
+        for row in range(0, fours, 4):
+            o = row * C
+            s0, s1, s2, s3 = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
+            for i in range(C):
+                w_i = load(w, i * rank + j)
+                s0 = fma(spread(x, o + i), w_i, s0)
+                s1 = fma(spread(x, o + C + i), w_i, s1)
+                s2 = fma(spread(x, o + 2 * C + i), w_i, s2)
+                s3 = fma(spread(x, o + 3 * C + i), w_i, s3)
+            store(out, row * rank + j, s0)
+            store(out, (row + 1) * rank + j, s1)
+            store(out, (row + 2) * rank + j, s2)
+            store(out, (row + 3) * rank + j, s3)
+        for row in range(fours, rows):
+            o = row * C
+            s0, s1, s2, s3 = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
+            # Four chains: one alone would wait for itself at every step.
+            for i in range(0, C, 4):
+                s0 = fma(spread(x, o + i), load(w, i * rank + j), s0)
+                s1 = fma(spread(x, o + i + 1), load(w, (i + 1) * rank + j), s1)
+                s2 = fma(spread(x, o + i + 2), load(w, (i + 2) * rank + j), s2)
+                s3 = fma(spread(x, o + i + 3), load(w, (i + 3) * rank + j), s3)
+            store(out, row * rank + j, add(add(s0, s1), add(s2, s3)))
+
+
+@compiled
+def _is_small(rank):
+    return rank < LARGE_RANK or rank % LANES != 0
+
+
+@compiled
+def _gathered(w, C, rank):
+    """Return the factor [C, rank] as [stride, C], with rows of zeros after `rank`, if small."""
+    if not _is_small(rank):
+        return w[:0].copy()
+    stride = -(-rank // LANES) * LANES
     out = np.zeros(stride * C, np.float32)
     for i in range(C):
         for j in range(rank):
@@ -111,7 +172,8 @@ def _head(e, o, K, r, w, key, v, a, b, new, u, y):
 
 @compiled
 def block_step(
-    first, last, C, K, hidden, rank, S, at_time, at_wkv, at_channel, has_first, is_last, eps,
+    first, last, C, K, hidden, rank_w, rank_a, rank_g, rank_v, S, at_time, at_wkv, at_channel,
+    has_first, is_last, layer_eps, eps,
     p_x, p_state, p_reset, p_v_first, p_out, p_new,
     p_ln1_weight, p_ln1_bias, p_x_r, p_x_w, p_x_k, p_x_v, p_x_a, p_x_g,
     p_w0, p_w1, p_w2, p_a0, p_a1, p_a2, p_v0, p_v1, p_v2, p_g1, p_g2, p_k_k, p_k_a, p_r_k,
@@ -169,11 +231,10 @@ def block_step(
         floats(p_out_bias),
     )
     reset = flags(p_reset)
-    H, stride = C // K, -(-rank // LANES) * LANES
-    down_w = _transposed(w1, C, rank, stride)
-    down_a = _transposed(a1, C, rank, stride)
-    down_g = _transposed(g1, C, rank, stride)
-    down_v = down_w if not has_first else _transposed(v1, C, rank, stride)
+    H, widest = C // K, max(rank_w, rank_a, rank_v, rank_g)
+    down_w, down_a = _gathered(w1, C, rank_w), _gathered(a1, C, rank_a)
+    down_g = _gathered(g1, C, rank_g)
+    down_v = down_w if not has_first else _gathered(v1, C, rank_v)
     nothing = np.zeros(C, np.float32)
     size = TILE * C
     h, mixed, z = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
@@ -190,12 +251,13 @@ def block_step(
         np.empty(size, np.float32),
         np.empty(size, np.float32),
     )
-    down, wide = np.empty(TILE * stride, np.float32), np.empty(TILE * hidden, np.float32)
+    down = np.empty(TILE * -(-widest // LANES) * LANES, np.float32)
+    wide = np.empty(TILE * hidden, np.float32)
     u = np.empty(K, np.float32)
     for start in range(first, last, TILE):
         n = min(TILE, last - start)
         for row in range(n):
-            _norm(x, (start + row) * C, C, ln1_weight, ln1_bias, h, row * C)
+            _norm(x, (start + row) * C, C, layer_eps, ln1_weight, ln1_bias, h, row * C)
             p = (start + row) * S + at_time
             for i in range(0, C, LANES):
                 store(new, p + i, load(h, row * C + i))
@@ -206,17 +268,17 @@ def block_step(
             if g == 0:
                 _linear(mixed, n, C, receptance, r, C)
             elif g == 1:
-                _linear(mixed, n, C, down_w, down, stride)
-                for i in range(0, n * stride, LANES):
+                _down(mixed, n, C, w1, rank_w, down_w, down)
+                for i in range(0, n * -(-rank_w // LANES) * LANES, LANES):
                     store(down, i, tanh(load(down, i)))
-                _low_rank(down, n, rank, stride, w0, w2, C, decay)
+                _up(down, n, rank_w, w0, w2, C, decay)
             elif g == 2:
                 _linear(mixed, n, C, key_weight, k, C)
             elif g == 3:
                 _linear(mixed, n, C, value_weight, v, C)
                 if has_first:
-                    _linear(mixed, n, C, down_v, down, stride)
-                    _low_rank(down, n, rank, stride, v0, v2, C, z)
+                    _down(mixed, n, C, v1, rank_v, down_v, down)
+                    _up(down, n, rank_v, v0, v2, C, z)
                     for i in range(0, n * C, LANES):
                         v_i = load(v, i)
                         difference = sub(load(v_first, start * C + i), v_i)
@@ -225,13 +287,13 @@ def block_step(
                     for i in range(0, n * C, LANES):
                         store(v_first, start * C + i, load(v, i))
             elif g == 4:
-                _linear(mixed, n, C, down_a, down, stride)
-                _low_rank(down, n, rank, stride, a0, a2, C, rate)
+                _down(mixed, n, C, a1, rank_a, down_a, down)
+                _up(down, n, rank_a, a0, a2, C, rate)
             else:
-                _linear(mixed, n, C, down_g, down, stride)
-                for i in range(0, n * stride, LANES):
+                _down(mixed, n, C, g1, rank_g, down_g, down)
+                for i in range(0, n * -(-rank_g // LANES) * LANES, LANES):
                     store(down, i, sigmoid(load(down, i)))
-                _low_rank(down, n, rank, stride, nothing, g2, C, gate)
+                _up(down, n, rank_g, nothing, g2, C, gate)
         _before(0, 1, n, H, K, decay, k, rate, k_k, k_a, w, key, a, b)
         for row in range(n):
             q, size_h = (start + row) * S + at_wkv, K * K
@@ -249,7 +311,7 @@ def block_step(
             for i in range(0, C, LANES):
                 o = row * C + i
                 store(z, o, add(load(x, (start + row) * C + i), load(mixed, o)))
-            _norm(z, row * C, C, ln2_weight, ln2_bias, h, row * C)
+            _norm(z, row * C, C, layer_eps, ln2_weight, ln2_bias, h, row * C)
             p = (start + row) * S + at_channel
             _mix(h, state, p, reset[start + row], C, channel_mix, mixed, row * C)
             for i in range(0, C, LANES):
@@ -264,7 +326,7 @@ def block_step(
         if is_last:
             for row in range(n):
                 o = (start + row) * C
-                _norm(out, o, C, out_weight, out_bias, out, o)
+                _norm(out, o, C, layer_eps, out_weight, out_bias, out, o)
 
 
 def run_block_step(

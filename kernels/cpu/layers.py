@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from doxastic.kernels.cpu import low_rank, time_mix, token_shift
+from doxastic.kernels.cpu import channel_mix, low_rank, time_mix, token_shift
 from doxastic.kernels.cpu.low_rank import LINEAR, SIGMOID, TANH
 
 sigmoid_backward = torch.ops.aten.sigmoid_backward
@@ -65,6 +65,8 @@ class _TimeMixLayer(torch.autograd.Function):
             r, decay, k, v, rate, gate, k_k, k_a, r_k, weight, bias, eps, state, reset
         )
         ctx.eps, ctx.number_kept = eps, len(kept)
+        # Only the first layer's value is read again, and only a carried state has a gradient.
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(
             *kept, x, shift, mix, X, v_first, value, low_w, low_a, low_g, low_v, share, z,
             *parameters,
@@ -74,14 +76,19 @@ class _TimeMixLayer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, dout: Tensor, dfinal: Tensor, dvalue: Tensor
+        ctx: Any, dout: Tensor | None, dfinal: Tensor | None, dvalue: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         """Return the gradients of everything but `reset` and `eps`."""
-        kept, rest = ctx.saved_tensors[: ctx.number_kept], ctx.saved_tensors[ctx.number_kept :]
+        # Read once: under gradient checkpointing they may not be unpacked a second time.
+        saved = ctx.saved_tensors
+        kept, rest = saved[: ctx.number_kept], saved[ctx.number_kept :]
         x, shift, mix, X, v_first, value, low_w, low_a, low_g, low_v, share, z, *rest = rest
         _, w1, w2, _, a1, a2, g1, g2, W_r, W_k, W_v, W_o = rest[6:18]
         x_r, x_w, x_k, x_v, x_a, x_g = X.unbind(0)
-        dout = dout.reshape(z.shape)
+        dout = torch.zeros_like(z) if dout is None else dout.reshape(z.shape)
+        if dfinal is None:
+            (batch, _, width), size = x.shape, kept[8].shape[1]
+            dfinal = x.new_zeros(batch, width // size, size, size)
         dr, ddecay, dk, dv, drate, dgate, *inner, dstate = time_mix.backward(
             dout @ W_o, dfinal, ctx.eps, kept
         )
@@ -95,7 +102,8 @@ class _TimeMixLayer(torch.autograd.Function):
             residual = (dv0, dv1, dv2)
             dv_first = (dv * share).view(x.shape)
             dv = torch.addcmul(dv, dv, share, value=-1.0)
-        dv = dv.add_(dvalue.reshape(dv.shape))
+        if dvalue is not None:
+            dv = dv.add_(dvalue.reshape(dv.shape))
         for i, gradient, weight in ((0, dr, W_r), (2, dk, W_k), (3, dv, W_v)):
             torch.mm(gradient, weight, out=dX[i])
         if v_first is not None:
@@ -121,17 +129,17 @@ class _ChannelMixLayer(torch.autograd.Function):
         """Return the output `[B, T, C]`; keep what the backward needs."""
         x, shift, reset, mix = (z.contiguous() for z in (x, shift, reset, x_k.unsqueeze(0)))
         mixed = token_shift.forward(x, shift, reset, mix).view(-1, x.shape[2])
-        positive = (mixed @ key.t()).relu_()
-        hidden = positive.square()
-        ctx.save_for_backward(x, shift, reset, mix, mixed, positive, hidden, key, value)
+        inner = mixed @ key.t()
+        hidden = channel_mix.forward(inner)
+        ctx.save_for_backward(x, shift, reset, mix, mixed, inner, hidden, key, value)
         return (hidden @ value.t()).view(x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of everything but `reset`."""
-        x, shift, reset, mix, mixed, positive, hidden, key, value = ctx.saved_tensors
+        x, shift, reset, mix, mixed, inner, hidden, key, value = ctx.saved_tensors
         dout = dout.reshape(mixed.shape)
-        dinner = (dout @ value).mul_(positive).mul_(2.0)
+        dinner = channel_mix.backward(inner, dout @ value)
         dx, dshift, dmix = token_shift.backward(x, shift, reset, mix, (dinner @ key,))
         return dx, dshift, None, dmix[0], dinner.t() @ mixed, dout.t() @ hidden

@@ -214,12 +214,14 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensors3) -> None:
 def _differentiate(
     ctx: Any, dfeatures: Tensor | None, dfinal: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    raw, prior, state, _, _ = ctx.saved_tensors
+    # Read once: under gradient checkpointing they may not be unpacked a second time.
+    saved = ctx.saved_tensors
+    raw, prior, state, _, _ = saved
     if dfeatures is None:
         dfeatures = state.new_zeros(*raw.shape[:2], 4 * prior.shape[0])
     if dfinal is None:
         dfinal = torch.zeros_like(state)
-    return *belief_backward(dfeatures, dfinal, *ctx.saved_tensors), None
+    return *belief_backward(dfeatures, dfinal, *saved), None
 
 
 belief_forward.register_autograd(_differentiate, setup_context=_save)

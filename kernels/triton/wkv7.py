@@ -320,14 +320,14 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensors3) -> None:
 def _differentiate(
     ctx: Any, dy: Tensor | None, dfinal: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    r, v = ctx.saved_tensors[0], ctx.saved_tensors[3]
+    # Read once: under gradient checkpointing they may not be unpacked a second time.
+    saved = ctx.saved_tensors
+    r, v = saved[0], saved[3]
     if dy is None:
         dy = v.new_zeros(*r.shape[:4], v.shape[3])
     if dfinal is None:
         dfinal = v.new_zeros(ctx.state_shape, dtype=torch.float32)
-    gradients = _backward(
-        dy.contiguous(), dfinal.contiguous(), *ctx.saved_tensors, ctx.config, ctx.groups
-    )
+    gradients = _backward(dy.contiguous(), dfinal.contiguous(), *saved, ctx.config, ctx.groups)
     return *gradients, None, None, None, None
 
 
