@@ -23,6 +23,7 @@ from doxastic.agents.trees import (
     tree_map,
     unflatten_tree,
 )
+from doxastic.envs.gymnasium import POMDPVectorEnv
 
 _logger = logging.getLogger(__name__)
 
@@ -47,6 +48,12 @@ class Collector:
         device: Where the policy lives.
         normalizer: Scales observations. It merges a segment's observations after the
             segment, so that one scale holds within it.
+        with_hidden: Record the hidden states too, which only the tasks of doxastic tell.
+        with_next_observation: Record what was observed after every step too.
+
+    Raises:
+        ValueError: If the environment resets itself in another step, or is to tell a hidden state
+            that it does not.
     """
 
     def __init__(
@@ -58,11 +65,15 @@ class Collector:
         seed: int = 0,
         device: torch.device | str = "cpu",
         normalizer: ObservationNormalizer | None = None,
+        with_hidden: bool = False,
+        with_next_observation: bool = False,
     ) -> None:
         if segment_steps < 1:
             raise ValueError(f"segment_steps is {segment_steps}; expected at least 1.")
         self.name = check_autoreset(env)
         self.policy, self.env, self.normalizer = policy, env, normalizer
+        self._hidden = own_task(env).hidden if with_hidden else None
+        self._with_next_observation = with_next_observation
         self.segment_steps = segment_steps
         self.device = torch.device(device)
         self.steps = 0
@@ -87,7 +98,10 @@ class Collector:
         Entries `[N, T, ...]`: `observation` (scaled, as the policy saw it), `action`,
         `action_log_prob`, `value`, `next_value`, `reward`, `terminated`, `truncated` (and
         not terminated), `done`, `reset` (an episode starts here); and `state` `[N, S]`, the
-        memory's state before the first step. Values are in units of reward.
+        memory's state before the first step. Values are in units of reward. Where asked for,
+        `hidden` `[N, T, D]`, the hidden state at the time of the observation, and
+        `next_observation`, not scaled: the true final one after truncation, after termination the
+        first of the next episode.
 
         The tensors are copies that belong to the caller.
 
@@ -116,6 +130,8 @@ class Collector:
         self._keep(step, "action_log_prob", log_prob)
         self._keep(step, "value", value)
         self._resets[step] = self._reset
+        if self._hidden is not None:
+            self._keep(step, "hidden", torch.from_numpy(self._hidden()).to(self.device).float())
         self._step(step, self.policy.action_head.to_env(action))
 
     def _keep(self, step: int, key: str, entry: Any) -> None:
@@ -141,6 +157,8 @@ class Collector:
         self._truncated[step] = truncated & ~terminated
         self._observation, self._reset = observation, terminated | truncated
         self.episodes.add(reward, self._reset, info)
+        if self._with_next_observation:
+            self._keep(step, "next_observation", self._tensors(observation))
         if self._truncated[step].any():
             self._defer(step, info)
 
@@ -160,6 +178,13 @@ class Collector:
         final = final_observations(info["final_obs"], rows, self.env.single_observation_space)
         self._check("a final observation", final, step, rows)
         self._pending.append((step, rows, final, self._state[torch.from_numpy(rows)]))
+        if self._with_next_observation:
+            index, seen = torch.from_numpy(rows).to(self.device), self._tensors(final)
+            tree_map(
+                lambda kept, leaf: kept[step].index_copy_(0, index, leaf),
+                self._rows["next_observation"],
+                seen,
+            )
         if sum(len(entry[1]) for entry in self._pending) > self.env.num_envs:
             self._value_pending()
 
@@ -286,6 +311,21 @@ def check_autoreset(env: VectorEnv) -> str:
             "SyncVectorEnv."
         )
     return name
+
+
+def own_task(env: VectorEnv) -> POMDPVectorEnv:
+    """Return the environments of doxastic below all wrappers, which tell their hidden states.
+
+    Raises:
+        ValueError: If they are no environments of doxastic.
+    """
+    inner = env.unwrapped
+    if not isinstance(inner, POMDPVectorEnv):
+        raise ValueError(
+            f"{environment_name(env)} does not tell its hidden state; expected a task of doxastic. "
+            "Set ppo.privileged_critic to false and auxiliary.kind to another than privileged."
+        )
+    return inner
 
 
 def environment_name(env: VectorEnv) -> str:

@@ -6,7 +6,11 @@ They stand apart from the classes they configure, and nothing heavy is imported 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+AuxiliaryKind = Literal["none", "privileged", "next_observation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +116,10 @@ class PPOConfig:
     normalize_observation: bool = False
     """Scale observations by running statistics of all episodes."""
 
+    privileged_critic: bool = False
+    """Take the advantages from a critic that also sees the task's hidden state: in training only,
+    for tasks of doxastic. The policy never sees it."""
+
     def __post_init__(self) -> None:
         """Raise `ValueError` where a field breaks its contract."""
         for name in ("segment_steps", "epochs", "minibatches"):
@@ -123,6 +131,31 @@ class PPOConfig:
         for name in ("discount", "gae_lambda"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "in [0, 1]")
         _check("target_kl", self.target_kl, self.target_kl is None or self.target_kl > 0, "above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuxiliaryConfig:
+    """A likelihood under the belief that is learned beside PPO's loss, in training only."""
+
+    kind: AuxiliaryKind = "none"
+    """Of what: privileged is the task's hidden state, which only the tasks of doxastic tell;
+    next_observation is the observation that follows the action. A memory without a belief is read
+    by a linear mean and log-variance."""
+
+    coefficient: float = 0.1
+    """Weight of the mean negative log-likelihood."""
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for an unknown kind or a weight that is none."""
+        if self.kind not in get_args(AuxiliaryKind):
+            raise ValueError(
+                f"auxiliary.kind is {self.kind!r}; expected one of "
+                f"{', '.join(get_args(AuxiliaryKind))}."
+            )
+        if not 0 <= self.coefficient < math.inf:
+            raise ValueError(
+                f"auxiliary.coefficient is {self.coefficient}; expected a finite number >= 0."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

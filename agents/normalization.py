@@ -112,6 +112,30 @@ class ObservationNormalizer(nn.Module):
         return part
 
 
+@torch.no_grad()
+def rescale_outputs(
+    head: nn.Linear,
+    old: tuple[Tensor | float, Tensor | float],
+    new: tuple[Tensor | float, Tensor | float],
+) -> None:
+    """Change a head's weights so that `head * std + mean` stays the same in other units.
+
+    With `v = (w x + b) old_std + old_mean` the new weights are `w old_std / new_std` and
+    `(b old_std + old_mean - new_mean) / new_std`.
+
+    Args:
+        head: Changed in place.
+        old: Mean and standard deviation before.
+        new: Mean and standard deviation from now on.
+
+    Source: van Hasselt et al., "Learning values across many orders of magnitude", 2016,
+    equation 5 (Pop-Art).
+    """
+    (old_mean, old_std), (new_mean, new_std) = old, new
+    head.weight.mul_(old_std / new_std)
+    head.bias.mul_(old_std).add_(old_mean - new_mean).div_(new_std)
+
+
 def value_statistics() -> RunningMeanStd:
     """Return fresh statistics of returns, by which the value head's outputs are scaled.
 

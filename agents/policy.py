@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from doxastic.agents.action_heads import build_action_head
 from doxastic.agents.config import EncoderConfig, PolicyConfig
 from doxastic.agents.encoders import Observation, build_encoder
+from doxastic.agents.normalization import rescale_outputs
 from doxastic.memory.base import Memory
 
 
@@ -84,8 +85,15 @@ class ActorCritic(nn.Module):
             state: The memory's state before the first step, `[B, S]`.
             reset: `[B, T]` bool; true at `t` clears the state before step `t` is consumed.
         """
-        memory_features, state = self.memory(self.encoder(observation), state, reset)
+        memory_features, state = self.memory_features(observation, state, reset)
         return self.policy_body(memory_features), state
+
+    def memory_features(
+        self, observation: Observation, state: Tensor, reset: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the body reads, the memory's features, and the state; see `features`."""
+        memory_features, state = self.memory(self.encoder(observation), state, reset)
+        return memory_features, state
 
     @torch.no_grad()
     def act(
@@ -163,29 +171,9 @@ class ActorCritic(nn.Module):
             torch.as_tensor(x, dtype=torch.float32, device=self.value_shift.device).reshape(1)
             for x in (mean, std)
         )
-        self.rescale_value_head(self.value_shift, self.value_scale, mean, std)
+        rescale_outputs(self.value_head, (self.value_shift, self.value_scale), (mean, std))
         self.value_shift.copy_(mean)
         self.value_scale.copy_(std)
-
-    @torch.no_grad()
-    def rescale_value_head(
-        self,
-        old_mean: Tensor | float,
-        old_std: Tensor | float,
-        new_mean: Tensor | float,
-        new_std: Tensor | float,
-    ) -> None:
-        """Change the head's weights so that `head * std + mean` stays the same.
-
-        With `v = (w x + b) old_std + old_mean` the new weights are `w old_std / new_std` and
-        `(b old_std + old_mean - new_mean) / new_std`. For a caller that keeps the statistics
-        itself: the buffers are left alone.
-
-        Source: van Hasselt et al., "Learning values across many orders of magnitude", 2016,
-        equation 5 (Pop-Art).
-        """
-        self.value_head.weight.mul_(old_std / new_std)
-        self.value_head.bias.mul_(old_std).add_(old_mean - new_mean).div_(new_std)
 
     def _step(
         self, observation: Observation, state: Tensor, reset: Tensor

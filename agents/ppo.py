@@ -13,10 +13,16 @@ from gymnasium.vector import VectorEnv
 from tensordict import TensorDict
 from torch import Tensor
 
-from doxastic.agents.collector import Collector
-from doxastic.agents.config import PPOConfig
+from doxastic.agents.auxiliary import build_auxiliary
+from doxastic.agents.collector import Collector, own_task
+from doxastic.agents.config import AuxiliaryConfig, PPOConfig
+from doxastic.agents.critic import PrivilegedCritic
 from doxastic.agents.losses import build_loss, estimate_advantages
-from doxastic.agents.normalization import ObservationNormalizer, value_statistics
+from doxastic.agents.normalization import (
+    ObservationNormalizer,
+    rescale_outputs,
+    value_statistics,
+)
 from doxastic.agents.optimization import (
     FlatAdam,
     TrainingDiverged,
@@ -40,6 +46,8 @@ class PPO:
 
     The memory runs once per minibatch, over whole segments from their stored state; the loss
     and the advantages are TorchRL's (see `losses`), computed from the features by the two heads.
+    An auxiliary likelihood reads the memory's features of the same run; its parameters have an
+    optimiser of their own, under the same clipping.
 
     Args:
         policy: What is trained, in place.
@@ -48,6 +56,7 @@ class PPO:
         total_steps: Environment steps of the whole run, over which the schedules reach 0.
         seed: Seed of the environments, the actions and the minibatches.
         device: Where the policy is trained; it is moved there.
+        auxiliary: The auxiliary likelihood; None for none.
     """
 
     def __init__(
@@ -58,6 +67,7 @@ class PPO:
         total_steps: int,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        auxiliary: AuxiliaryConfig | None = None,
     ) -> None:
         if env.num_envs < config.minibatches:
             raise ValueError(
@@ -76,6 +86,9 @@ class PPO:
             space = env.single_observation_space
             self.observation_normalizer = ObservationNormalizer(space).to(self.device)
         self.value_statistics = value_statistics().to(self.device)
+        self.auxiliary = build_auxiliary(auxiliary or AuxiliaryConfig(), self.policy, env, seed)
+        reads = None if self.auxiliary is None else self.auxiliary.reads
+        self.critic = self._build_critic(env, seed) if config.privileged_critic else None
         self.collector = Collector(
             self.policy,
             env,
@@ -83,8 +96,18 @@ class PPO:
             seed=seed,
             device=self.device,
             normalizer=self.observation_normalizer,
+            with_hidden=reads == "hidden" or config.privileged_critic,
+            with_next_observation=reads == "next_observation",
         )
         self.optimizer = FlatAdam(self.policy)
+        self._optimizers = {"optimizer": self.optimizer}
+        self._measured: tuple[str, ...] = MEASURED
+        if self.auxiliary is not None:
+            self._optimizers["auxiliary_optimizer"] = FlatAdam(self.auxiliary)
+            self._measured += ("loss_auxiliary",)
+        if self.critic is not None:
+            # Its gradient is clipped by itself: no other parameter shares its loss.
+            self._critic_optimizer = FlatAdam(self.critic)
         self._learning_rate = config.learning_rate
         self._entropy_coefficient = config.entropy_coefficient
         self._generator = torch.Generator().manual_seed(seed)
@@ -94,6 +117,14 @@ class PPO:
             value_coefficient=config.value_coefficient,
             clip_value=config.clip_value,
         )
+
+    def _build_critic(self, env: VectorEnv, seed: int) -> PrivilegedCritic:
+        """Return a critic; all else is drawn as without it."""
+        names = own_task(env).pomdp.hidden_names
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            critic = PrivilegedCritic(self.policy.memory.feature_size, names)
+        return critic.to(self.device)
 
     @property
     def steps(self) -> int:
@@ -149,7 +180,7 @@ class PPO:
                 break
         means = np.mean(rows, axis=0).tolist()
         return {
-            **dict(zip(MEASURED, means, strict=True)),
+            **dict(zip(self._measured, means, strict=True)),
             "minibatches": len(rows),
             "explained_variance": explained_variance,
         }
@@ -157,20 +188,51 @@ class PPO:
     def _with_targets(self, rollout: TensorDict) -> tuple[TensorDict, float]:
         """Return what the minibatches need, and the variance the values explained."""
         config = self.config
+        own_value = rollout["value"]
+        if self.critic is not None:
+            rollout = self._privileged(rollout, self.critic)
         advantage, target = estimate_advantages(rollout, config.discount, config.gae_lambda)
         if not target.isfinite().all():
             raise self._diverged("the value targets are")
         unexplained = (target - rollout["value"]).var() / target.var().clamp_min(1e-8)
         if config.normalize_value:
-            self.value_statistics.update(target)
-            self.policy.normalize_value_head(self.value_statistics.mean, self.value_statistics.std)
+            self._change_units(target)
         if config.normalize_advantage:
             advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
         kept = rollout.select("observation", "state", "reset", "action", "action_log_prob")
         kept["advantage"] = advantage.unsqueeze(-1)
         kept["value_target"] = self._head_units(target)
-        kept["state_value"] = self._head_units(rollout["value"])
+        kept["state_value"] = self._head_units(own_value)
+        if self.auxiliary is not None:
+            kept.update(self.auxiliary.targets(rollout))
+        if self.critic is not None:
+            kept["hidden"] = rollout["hidden"]
         return kept, 1.0 - float(unexplained)
+
+    @torch.no_grad()
+    def _privileged(self, rollout: TensorDict, critic: PrivilegedCritic) -> TensorDict:
+        """Return the rollout with the critic's values.
+
+        What follows the segment, and truncated episodes, stay valued by the policy's own head,
+        which needs no hidden state: its value is the mean of the critic's over what is hidden.
+        """
+        critic.scale.update(rollout["hidden"])
+        features, _ = self.policy.memory_features(*self._sequence(rollout))
+        value = critic(features, rollout["hidden"]).squeeze(-1)
+        value = torch.addcmul(self.policy.value_shift, value, self.policy.value_scale)
+        following = torch.cat([value[:, 1:], rollout["next_value"][:, -1:]], dim=1)
+        following = torch.where(rollout["truncated"], rollout["next_value"], following)
+        following = following.masked_fill(rollout["terminated"], 0.0)
+        return rollout.update({"value": value, "next_value": following})
+
+    def _change_units(self, target: Tensor) -> None:
+        """Take value targets into the statistics that are the units of the value heads."""
+        statistics, policy = self.value_statistics, self.policy
+        old = policy.value_shift.clone(), policy.value_scale.clone()
+        statistics.update(target)
+        policy.normalize_value_head(statistics.mean, statistics.std)
+        if self.critic is not None:
+            rescale_outputs(self.critic.head, old, (policy.value_shift, policy.value_scale))
 
     def _head_units(self, value: Tensor) -> Tensor:
         """Return values `[B, T]` as the value head gives them, `[B, T, 1]`."""
@@ -187,28 +249,61 @@ class PPO:
                 yield shuffled[start:end]
 
     def _step(self, minibatch: TensorDict) -> tuple[list[float], bool]:
-        """Descend once; return the values named in MEASURED, and whether to stop instead."""
-        observation = minibatch["observation"]
-        if not isinstance(observation, Tensor):
-            observation = observation.to_dict()
-        features, _ = self.policy.features(observation, minibatch["state"], minibatch["reset"])
+        """Descend once; return the values named in `_measured`, and whether to stop instead."""
+        memory_features, _ = self.policy.memory_features(*self._sequence(minibatch))
+        features = self.policy.policy_body(memory_features)
         losses = self._loss(features, minibatch, self._entropy_coefficient)
-        self.optimizer.zero_grad()
-        losses.total.backward()
-        norm = self.optimizer.gradient_norm()
-        row: list[float] = torch.stack([*losses[1:], norm]).tolist()
+        total, auxiliary = losses.total, []
+        if self.auxiliary is not None:
+            likelihood = self.auxiliary.loss(memory_features, minibatch)
+            total = total + self.auxiliary.coefficient * likelihood
+            auxiliary = [likelihood.detach()]
+        for optimizer in self._optimizers.values():
+            optimizer.zero_grad()
+        total.backward()
+        norm = self._gradient_norm()
+        row: list[float] = torch.stack([*losses[1:], norm, *auxiliary]).tolist()
         self._require_finite(row)
         if self.config.target_kl is not None and row[3] > self.config.target_kl:
             return row, True
-        self.optimizer.step(self._learning_rate, norm, self.config.max_grad_norm)
+        for optimizer in self._optimizers.values():
+            optimizer.step(self._learning_rate, norm, self.config.max_grad_norm)
+        if self.critic is not None:
+            self._descend_critic(self.critic, memory_features, minibatch)
         return row, False
 
-    def _require_finite(self, row: list[float]) -> None:
+    def _descend_critic(
+        self, critic: PrivilegedCritic, memory_features: Tensor, minibatch: TensorDict
+    ) -> None:
+        """Fit the privileged critic to the value targets of a minibatch."""
+        optimizer = self._critic_optimizer
+        optimizer.zero_grad()
+        critic.loss(memory_features, minibatch["hidden"], minibatch["value_target"]).backward()
+        norm = optimizer.gradient_norm()
+        self._require_finite([norm.item()], ("gradient of the privileged critic",))
+        optimizer.step(self._learning_rate, norm, self.config.max_grad_norm)
+
+    def _sequence(self, rollout: TensorDict) -> tuple[Any, Tensor, Tensor]:
+        """Return the arguments of `ActorCritic.features` from a rollout or a part of one."""
+        observation = rollout["observation"]
+        if not isinstance(observation, Tensor):
+            observation = observation.to_dict()
+        return observation, rollout["state"], rollout["reset"]
+
+    def _gradient_norm(self) -> Tensor:
+        """Return the norm over all gradients, those of the auxiliary likelihood included."""
+        norms = [optimizer.gradient_norm() for optimizer in self._optimizers.values()]
+        return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+
+    def _require_finite(self, row: list[float], names: tuple[str, ...] | None = None) -> None:
         """Raise `TrainingDiverged`, naming what is not finite, before a step takes it in."""
         if all(map(math.isfinite, row)):
             return
-        bad = [name for name, value in zip(MEASURED, row, strict=True) if not math.isfinite(value)]
+        pairs = zip(names or self._measured, row, strict=True)
+        bad = [name for name, value in pairs if not math.isfinite(value)]
         where = non_finite_gradients(self.policy)
+        if self.auxiliary is not None:
+            where += [f"auxiliary.{name}" for name in non_finite_gradients(self.auxiliary)]
         parameters = ", ".join(where[:3]) + (", ..." if len(where) > 3 else "")
         raise self._diverged(f"{', '.join(bad)} (gradients of {parameters or 'no parameter'}) is")
 
@@ -224,12 +319,17 @@ class PPO:
         tensors, collector = self.collector.checkpoint()
         groups = {
             "policy": self.policy.state_dict(),
-            "optimizer": self.optimizer.tensors(),
             "value_statistics": self.value_statistics.state_dict(),
             "collector": tensors,
+            **{name: optimizer.tensors() for name, optimizer in self._optimizers.items()},
         }
         if self.observation_normalizer is not None:
             groups["observation_normalizer"] = self.observation_normalizer.state_dict()
+        if self.auxiliary is not None:
+            groups["auxiliary"] = self.auxiliary.state_dict()
+        if self.critic is not None:
+            groups["critic"] = self.critic.state_dict()
+            groups["critic_optimizer"] = self._critic_optimizer.tensors()
         flat = {
             f"{group}/{name}": value.detach().cpu().clone()
             for group, entries in groups.items()
@@ -246,10 +346,16 @@ class PPO:
             groups.setdefault(group, {})[name] = value
         self.updates = data["updates"]
         self.policy.load_state_dict(groups["policy"])
-        self.optimizer.restore(groups.get("optimizer", {}))
+        for name, optimizer in self._optimizers.items():
+            optimizer.restore(groups.get(name, {}))
         self.value_statistics.load_state_dict(groups["value_statistics"])
         if self.observation_normalizer is not None:
             self.observation_normalizer.load_state_dict(groups["observation_normalizer"])
+        if self.auxiliary is not None:
+            self.auxiliary.load_state_dict(groups["auxiliary"])
+        if self.critic is not None:
+            self.critic.load_state_dict(groups["critic"])
+            self._critic_optimizer.restore(groups.get("critic_optimizer", {}))
         self._generator.set_state(groups["minibatches"]["generator"].cpu())
         self.collector.restore(groups["collector"], data["collector"])
 

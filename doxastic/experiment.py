@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,15 @@ import gymnasium as gym
 import torch
 
 from doxastic import configuration
-from doxastic.agents.config import EncoderConfig, EvaluationConfig, PolicyConfig, PPOConfig
-from doxastic.configuration import ConfigError, preset_names
+from doxastic.agents.config import (
+    AuxiliaryConfig,
+    EncoderConfig,
+    EvaluationConfig,
+    PolicyConfig,
+    PPOConfig,
+)
+from doxastic.configuration import ConfigError
+from doxastic.devices import torch_device
 from doxastic.envs.make import EnvConfig
 from doxastic.memory.build import MemoryConfig, build_memory
 
@@ -51,6 +57,8 @@ class Experiment:
     """From the memory's features to actions and values."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """Proximal policy optimisation."""
+    auxiliary: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)
+    """What the belief learns beside it."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """The evaluation after training."""
 
@@ -92,7 +100,7 @@ def override(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
         changes: Plain data in the shape of `to_dict`, with only the keys to change; sections
             are merged, so `{"memory": {"kind": "gru"}}` keeps the rest of `memory`.
     """
-    return from_dict(_merge(to_dict(experiment), changes, sections=True))
+    return from_dict(configuration.merge(to_dict(experiment), changes))
 
 
 def load_preset(name_or_path: str | Path) -> Experiment:
@@ -105,21 +113,11 @@ def load_preset(name_or_path: str | Path) -> Experiment:
     Raises:
         ConfigError: If there is no such preset or file, or its content is wrong.
     """
-    name = str(name_or_path)
-    if name.endswith((".yaml", ".yml")):
-        path = Path(name)
-        if not path.is_file():
-            raise ConfigError(f"there is no file {path}; presets are {_list_of_presets()}")
-        return _load(path, name)
-    if name not in preset_names():
-        match = configuration.nearest(name, preset_names())
-        hint = f"did you mean {match}? " if match else ""
-        raise ConfigError(
-            f"unknown preset {name!r}; {hint}presets are {_list_of_presets()}; "
-            "a file is named by a path that ends in .yaml"
-        )
-    with resources.as_file(resources.files("doxastic.configs") / f"{name}.yaml") as path:
-        return _load(path, f"preset {name}")
+    data, source = configuration.read_preset(name_or_path)
+    try:
+        return from_dict(data)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
 
 
 def build_agent(
@@ -147,45 +145,3 @@ def build_agent(
             observation_space, action_space, experiment.encoder, memory, experiment.policy
         )
     return network.to(torch_device(experiment.device))
-
-
-def torch_device(name: str) -> torch.device:
-    """Return the device of that name, or raise `ConfigError` if it is not there."""
-    present = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    if torch.backends.mps.is_available():
-        present.append("mps")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    short = {"cuda"} & {other.split(":")[0] for other in present}
-    if device is None or str(device) not in {*present, *short}:
-        raise ConfigError(
-            f"device is {name!r}, which this machine does not have; it has {', '.join(present)}"
-        )
-    return device
-
-
-def _load(path: Path, source: str) -> Experiment:
-    data = configuration.read_yaml(path)
-    try:
-        return from_dict(data)
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from error
-
-
-def _list_of_presets() -> str:
-    return ", ".join(preset_names())
-
-
-def _merge(
-    data: Mapping[str, Any], changes: Mapping[str, Any], *, sections: bool
-) -> dict[str, Any]:
-    """Return `data` with `changes`, merging the experiment's own sections but no deeper dicts."""
-    merged = dict(data)
-    for key, value in changes.items():
-        if sections and isinstance(value, Mapping) and isinstance(data.get(key), Mapping):
-            merged[key] = _merge(data[key], value, sections=False)
-        else:
-            merged[key] = value
-    return merged

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
@@ -19,6 +17,7 @@ from doxastic.agents.normalization import ObservationNormalizer
 from doxastic.agents.ppo import PPO
 from doxastic.checkpoints import Checkpoint, CheckpointError
 from doxastic.configuration import ConfigError, dump_yaml
+from doxastic.devices import threads, torch_device
 from doxastic.envs.make import make_vector_env
 from doxastic.experiment import (
     DEFAULT_PRESET,
@@ -28,7 +27,6 @@ from doxastic.experiment import (
     load_preset,
     override,
     to_dict,
-    torch_device,
 )
 from doxastic.loop import Loop
 from doxastic.progress import make_reporter
@@ -76,7 +74,7 @@ def train(
             raise ConfigError("run_dir and resume are both given; a resumed run keeps its folder")
         return _resume(resume, experiment, overrides, progress)
     experiment = override(_as_experiment(experiment or DEFAULT_PRESET), overrides)
-    with _threads(experiment.threads), _environment(experiment) as env:
+    with threads(experiment.threads), _environment(experiment) as env:
         ppo = _build_ppo(experiment, env)
         folder = RunFolder.create(to_dict(experiment), name=experiment.folder_name, path=run_dir)
         with folder as run:
@@ -99,10 +97,11 @@ def load(run: str | Path, which: str = "best", device: str = "cpu") -> Agent:
     folder = RunFolder(run)
     experiment = override(from_dict(folder.config), {"device": device})
     checkpoint = folder.load(which)
-    policy = build_agent(experiment, checkpoint.observation_space, checkpoint.action_space)
+    observation_space, action_space = checkpoint.spaces
+    policy = build_agent(experiment, observation_space, action_space)
     normalizer = None
     if experiment.ppo.normalize_observation:
-        normalizer = ObservationNormalizer(checkpoint.observation_space)
+        normalizer = ObservationNormalizer(observation_space)
     try:
         policy.load_state_dict(_group(checkpoint.weights, "policy/"))
         if normalizer is not None:
@@ -126,11 +125,10 @@ def _resume(
         _check_changes(saved, wanted, run)
         run.lock()
         checkpoint = run.load(which, with_trainer=True)
-        with _threads(wanted.threads), _environment(wanted) as env:
-            check_same_space(
-                "observation", env.single_observation_space, checkpoint.observation_space
-            )
-            check_same_space("action", env.single_action_space, checkpoint.action_space)
+        with threads(wanted.threads), _environment(wanted) as env:
+            observation_space, action_space = checkpoint.spaces
+            check_same_space("observation", env.single_observation_space, observation_space)
+            check_same_space("action", env.single_action_space, action_space)
             ppo = _build_ppo(wanted, env)
             run.rewind(checkpoint.step)
             if wanted != saved:
@@ -217,6 +215,7 @@ def _build_ppo(experiment: Experiment, env: VectorEnv) -> PPO:
         experiment.total_steps,
         seed=experiment.seed,
         device=torch_device(experiment.device),
+        auxiliary=experiment.auxiliary,
     )
 
 
@@ -256,14 +255,3 @@ def _environment(experiment: Experiment) -> Iterator[VectorEnv]:
         yield env
     finally:
         env.close()
-
-
-@contextlib.contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """Bound torch's threads inside, and give the caller's number back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(min(number, os.cpu_count() or 1))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

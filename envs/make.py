@@ -16,7 +16,9 @@ from gymnasium.wrappers import FlattenObservation
 
 from doxastic.envs.gymnasium import POMDPVectorEnv
 from doxastic.envs.noise import NoiseKind, noise_levels
-from doxastic.envs.registration import TASKS, make_vector
+from doxastic.envs.posterior import VectorPosterior
+from doxastic.envs.references.posterior_features import posterior_features
+from doxastic.envs.registration import TASKS, make_task, make_vector
 from doxastic.envs.wrappers import (
     CopyData,
     NumericEntries,
@@ -52,6 +54,10 @@ class EnvConfig:
     previous_action: bool = True
     """Whether observations carry the previous action and a flag for the start of an episode."""
 
+    posterior: bool = False
+    """Whether observations are replaced by the exact posterior of what is hidden, under the levels
+    of `noise`, for tasks that have a filter. With memory none it is the ceiling for any belief."""
+
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the environment."""
 
@@ -65,7 +71,7 @@ class EnvConfig:
                 f"noise_kind is {self.noise_kind!r} but noise is None; give the levels, e.g. "
                 "noise: [0.0, 0.5]."
             )
-        for name in ("noise", "noise_kind", "previous_action"):
+        for name in ("noise", "noise_kind", "previous_action", "posterior"):
             if name in self.kwargs:
                 raise ValueError(f"kwargs holds {name!r}; give it as the field {name} instead.")
 
@@ -83,40 +89,62 @@ def make_vector_env(
     Args:
         config: The environment.
         num_envs: Number of environments in place of `config.num_envs`.
-        noise: Noise levels in place of `config.noise`.
+        noise: Noise levels in place of `config.noise`. A posterior goes on holding the levels of
+            `config.noise` possible: it is not told that they are others now.
 
     Raises:
         ValueError: If the id is unknown, its package is not installed, the environment rejects
-            the arguments, or its observations cannot have the noise that is asked for.
+            the arguments, its observations cannot have the noise that is asked for, or it has no
+            exact posterior to be replaced by.
     """
+    prior = config
     if num_envs is not None:
         config = replace(config, num_envs=num_envs)
     if noise is not None:
         config = replace(config, noise=noise)
     if config.id in TASKS:
-        return _make_task(config)
+        return _make_posterior(config, prior) if config.posterior else _make_task(config)
     _require_id(config.id)
+    if config.posterior:
+        raise ValueError(
+            f"posterior is true, but {config.id} is no task of doxastic and has no exact "
+            "posterior; set it to false."
+        )
     return _make_outside(config)
 
 
 def env_state(
     env: VectorEnv[Any, Any, Any],
 ) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]] | None:
-    """Return what `POMDPVectorEnv.set_state` continues from; None for outside environments."""
-    inner = env.unwrapped
-    return inner.get_state() if isinstance(inner, POMDPVectorEnv) else None
+    """Return what the environment's `set_state` continues from; None for outside environments."""
+    inner = env if isinstance(env, VectorPosterior) else env.unwrapped
+    return inner.get_state() if isinstance(inner, POMDPVectorEnv | VectorPosterior) else None
 
 
-def _make_task(config: EnvConfig) -> VectorEnv[Any, Any, Any]:
-    arguments = {"noise_kind": config.noise_kind, **config.kwargs}
-    if config.noise is not None:
-        arguments["noise"] = config.noise
+def _make_task(config: EnvConfig) -> POMDPVectorEnv:
     try:
         return make_vector(
-            config.id, config.num_envs, previous_action=config.previous_action, **arguments
+            config.id,
+            config.num_envs,
+            previous_action=config.previous_action,
+            **_task_arguments(config),
         )
     except TypeError as error:
         raise _rejected(config, error) from error
+
+
+def _make_posterior(config: EnvConfig, prior: EnvConfig) -> VectorPosterior:
+    """Return environments that show the posterior under the levels of `prior`."""
+    env = _make_task(replace(config, previous_action=False))
+    task = make_task(prior.id, **_task_arguments(prior))
+    return VectorPosterior(env, posterior_features(task))
+
+
+def _task_arguments(config: EnvConfig) -> dict[str, Any]:
+    arguments = {"noise_kind": config.noise_kind, **config.kwargs}
+    if config.noise is not None:
+        arguments["noise"] = config.noise
+    return arguments
 
 
 def _make_outside(config: EnvConfig) -> VectorEnv[Any, Any, Any]:

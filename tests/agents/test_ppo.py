@@ -148,14 +148,14 @@ def test_the_written_out_gradient_equals_torchrls(entropy_coefficient: float) ->
 def test_minibatches_split_environments_and_never_time() -> None:
     ppo = make_ppo(config=replace(SMALL, minibatches=3))
     shapes, states = [], []
-    features = ppo.policy.features
+    memory_features = ppo.policy.memory_features
 
     def spy(observation: Tensor, state: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         shapes.append(tuple(reset.shape))
         states.append(state)
-        return features(observation, state, reset)
+        return memory_features(observation, state, reset)
 
-    ppo.policy.features = spy
+    ppo.policy.memory_features = spy
     ppo.update()
     shapes.clear()
     states.clear()

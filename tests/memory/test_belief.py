@@ -105,6 +105,31 @@ def test_decay_halves_the_past(dtype):
 
 
 @DTYPES
+def test_surprise_is_the_standardised_innovation(dtype):
+    readout = MomentsReadout(1, 1, surprise=True).to(dtype)
+    readout.load_state_dict(moments_readout(dtype, size=1).state_dict())
+    h = torch.tensor([1.0, 3.0, 8.0], dtype=dtype).reshape(1, -1, 1)
+    state, reset = torch.zeros(1, 3, 1, dtype=dtype), torch.zeros(1, 3, dtype=torch.bool)
+    features, _ = readout.features(h, state, reset)
+    # Before: nothing; mean 1 after 1 step; mean 2 and spread 1 after 2. The noise is that of
+    # `posterior`, and the mean's own uncertainty comes on top.
+    noise = [1.0, PRIOR / (PRIOR + 1.0), 1.0]
+    expected = [
+        0.5 * math.log1p(innovation**2 / (level * (1.0 + 1.0 / (PRIOR + n))))
+        for n, (innovation, level) in enumerate(zip([1.0, 2.0, 6.0], noise, strict=True))
+    ]
+    assert_numbers("surprise", features[0, :, 4:], expected, dtype)
+    belief, _ = readout(h, state, reset)
+    assert_close("features", features[..., :4], belief.features(), KERNEL[dtype])
+
+
+def test_decays_span_the_range_that_is_asked_for():
+    moments, precision = MomentsReadout(4, 3, (-3.0, 1.0)), PrecisionReadout(4, 2, (-3.0, 1.0))
+    assert moments.projection.bias[-3:].tolist() == [-3.0, -1.0, 1.0]
+    assert precision.projection.bias[-2:].tolist() == [-3.0, 1.0]
+
+
+@DTYPES
 def test_features_are_mean_log_deviation_half_log_evidence_and_ratio(dtype):
     parts = (torch.tensor([[3.0, -0.5]]), torch.tensor([[16.0, 0.25]]), torch.tensor([[1.0, 7.0]]))
     features = Belief(*(part.to(dtype) for part in parts)).features()
@@ -174,6 +199,8 @@ def test_the_belief_is_what_the_features_show(readout, sizes):
     assert belief.mean.shape == (4, 21, memory.readout.size)
     assert_close("state", state, last, SAME[F32])
     assert_close("features", features[..., 32:], belief.features(), KERNEL[F32])
+    for part, expected in zip(memory.belief_in(features), belief, strict=True):
+        assert_close("part", part, expected, 1e-5)
     with torch.no_grad():
         belief, _ = memory.belief(arguments[0][:, :1], arguments[1], arguments[2][:, :1])
     assert_close("first", features[:, :1, 32:], belief.features(), 1e-4)
@@ -194,6 +221,8 @@ def test_a_memory_without_readout_has_no_belief():
     memory = make("none")
     with pytest.raises(ValueError, match="readout 'none' and keeps no belief"):
         memory.belief(*sample(memory))
+    with pytest.raises(ValueError, match="readout 'none' and keeps no belief"):
+        memory.belief_in(torch.zeros(1, 32))
 
 
 def test_an_unknown_readout_is_named():

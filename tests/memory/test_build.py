@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
@@ -87,6 +88,8 @@ def test_width_and_window_reach_the_window():
         ("channel_ratio", 0.01, "at least 1 / memory.width = 0.0312"),
         ("channel_ratio", float("nan"), "memory.channel_ratio is nan"),
         ("channel_ratio", float("inf"), "memory.channel_ratio is inf"),
+        ("belief_decay", (-1.0, -7.0), "memory.belief_decay is [-1.0, -7.0]; expected two finite"),
+        ("belief_decay", (-math.inf, 0.0), "memory.belief_decay is [-inf, 0.0]"),
         ("head_size", 24, "memory.width is 32; expected a multiple of memory.head_size = 24"),
     ],
 )
@@ -94,6 +97,20 @@ def test_what_cannot_be_built_is_named(field, value, message):
     with pytest.raises(ValueError) as error:
         replace(BELIEF, **{field: value})
     assert message in str(error.value)
+
+
+def test_surprise_needs_the_moments():
+    with pytest.raises(ValueError, match=r"memory\.surprise is true but .* is 'learned'"):
+        replace(BELIEF, readout="learned", surprise=True)
+
+
+def test_every_option_of_the_belief_reaches_its_memory():
+    gated = build_memory(replace(BELIEF, write_gate=True, belief_size=5), 6)
+    assert gated.state_size == build_memory(replace(BELIEF, belief_size=5), 6).state_size + 15
+    surprised = build_memory(replace(BELIEF, surprise=True, belief_decay=(-4.0, -2.0)), 6)
+    assert surprised.feature_size == 32 + 5 * 16
+    bias = surprised.readout.projection.bias[-16:]
+    assert (bias[0].item(), bias[-1].item()) == (-4.0, -2.0)
 
 
 def test_head_size_binds_the_core_alone():

@@ -31,6 +31,11 @@ CONFIGS = {
     "belief, precision": MemoryConfig(readout="precision", **SIZES),
     "belief, learned": MemoryConfig(readout="learned", **SIZES),
     "belief, no readout": MemoryConfig(readout="none", **SIZES),
+    "belief, gated write": MemoryConfig(readout="moments", write_gate=True, **SIZES),
+    "belief, gated write, 2 layers": MemoryConfig(
+        readout="none", write_gate=True, layers=2, **WIDE
+    ),
+    "belief, surprise": MemoryConfig(readout="moments", surprise=True, **SIZES),
     "belief, moments, 2 layers": MemoryConfig(readout="moments", layers=2, **SIZES),
     "belief, precision, 2 layers": MemoryConfig(readout="precision", layers=2, **WIDE),
 }
