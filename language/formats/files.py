@@ -1,0 +1,251 @@
+"""Tensors in files: reading what others wrote without running it, writing whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+INDEX = "model.safetensors.index.json"
+"""The list of the parts of a model that Hugging Face cut into several files."""
+
+
+class ModelFileError(ValueError):
+    """A file that is no model this program can read; the message names file, tensor and remedy."""
+
+
+def read_pickled(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file that `torch.save` wrote; code in it is refused, never run.
+
+    The tensors of a zip archive stay in the file until they are read.
+
+    Raises:
+        ModelFileError: The file is cut short, holds more than tensors, or is none of torch's.
+    """
+    is_archive = zipfile.is_zipfile(path)
+    try:
+        with warnings.catch_warnings():
+            # About old versions of pickle, with a request to report them to PyTorch.
+            warnings.simplefilter("ignore", UserWarning)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        # What is read from damaged bytes fails in every way there is.
+        raise _unreadable(path, is_archive, str(error)) from error
+    if not isinstance(content, Mapping):
+        raise ModelFileError(
+            f"{path} holds a {type(content).__name__}; expected a dictionary of tensors by name."
+        )
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise ModelFileError(
+                f"{path} holds a {type(tensor).__name__} under {name!r}; expected tensors alone. "
+                "It looks like a training checkpoint: save the model's own state_dict from it."
+            )
+    return dict(content)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Return whether a file is meant as safetensors: by its name, or by how it begins."""
+    with path.open("rb") as file:
+        # The length of the header, then the header: a JSON object.
+        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a safetensors file and the text in its header.
+
+    Raises:
+        ModelFileError: The file is cut short or no safetensors file.
+    """
+    safetensors = _import_safetensors()
+    try:
+        with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, dict(file.metadata() or {})
+    except safetensors.SafetensorError as error:
+        raise ModelFileError(
+            f"{path} is not a whole safetensors file ({path.stat().st_size:,} bytes): {error}. "
+            "Copy or download it again."
+        ) from error
+
+
+def read_parts(index: Path) -> dict[str, Tensor]:
+    """Return the tensors of a model that was cut into several safetensors files.
+
+    Args:
+        index: The file `model.safetensors.index.json`; its parts lie beside it.
+
+    Raises:
+        ModelFileError: The index is damaged, or a part or a tensor of it is missing.
+    """
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ModelFileError(f"{index} has no weight_map; expected names and their files.")
+    tensors: dict[str, Tensor] = {}
+    for part in dict.fromkeys(map(str, places.values())):
+        # A name is looked up beside the index only: a path could lead anywhere on the disk.
+        if Path(part).name != part:
+            raise ModelFileError(f"{index} names the file {part!r}; expected a name without path.")
+        if not (index.parent / part).is_file():
+            raise ModelFileError(
+                f"{index.parent} has no {part}, which {index.name} names. Copy all parts."
+            )
+        found, _ = read_safetensors(index.parent / part)
+        listed = {name for name, place in places.items() if place == part}
+        if listed != found.keys():
+            odd = sorted(listed ^ found.keys())[0]
+            where = "is missing there" if odd in listed else "is there and not listed"
+            raise ModelFileError(f"{index} and {part} disagree: {odd} {where}. Copy all parts.")
+        tensors.update(found)
+    return tensors
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        ModelFileError: It is not valid, or not an object.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ModelFileError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ModelFileError(f"{path} holds a {type(content).__name__}; expected an object.")
+    return content
+
+
+def write_pickled(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write the tensors as `torch.save` does; the file appears whole or not at all."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save({name: _alone(tensor) for name, tensor in tensors.items()}, file)
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write a safetensors file with the text in its header, whole or not at all."""
+    _import_safetensors()
+    from safetensors.torch import save_file
+
+    own: dict[str, Tensor] = {}
+    stored: set[int] = set()
+    for name, tensor in tensors.items():
+        alone = _alone(tensor)
+        # Tied weights are written twice: the format refuses tensors that share their numbers.
+        own[name] = alone.clone() if alone.data_ptr() in stored else alone
+        stored.add(own[name].data_ptr())
+    with replacing(path) as temporary:
+        save_file(own, str(temporary), dict(metadata))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(as_json(content))
+
+
+def as_json(content: Mapping[str, Any]) -> bytes:
+    """Return the content of a JSON file as it is written here."""
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path whose file takes the place of `path` once it is on the disk.
+
+    What stood there stays whole until then, also where the process is killed.
+
+    Raises:
+        OSError: The disk refuses; the temporary file is removed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # safetensors makes files that only their owner may read; this one has the usual mode.
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except Exception as error:
+        temporary.unlink(missing_ok=True)
+        _refuse_disk(path, error)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _refuse_disk(path: Path, error: Exception) -> NoReturn:
+    """Raise what the disk said: torch and safetensors wrap it in errors of their own."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    code = cause.errno if cause is not None else None
+    if wrapped := re.search(r"os error (\d+)", str(error)):
+        code = int(wrapped[1])
+    if code is None:
+        raise error
+    remedies = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some of your quota"}
+    remedy = remedies.get(code, "check the folder, or choose another")
+    raise OSError(
+        code, f"{os.strerror(code)}; {remedy}. What stood there before is unchanged", str(path)
+    ) from error
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """Return the tensor on the CPU with a storage of its own: a view would save what it views."""
+    tensor = tensor.detach().cpu().contiguous()
+    is_alone = tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if is_alone else tensor.clone()
+
+
+def _unreadable(path: Path, is_archive: bool, reason: str) -> ModelFileError:
+    """Return why `torch.load` refused: code, a cut, or no file of torch at all."""
+    size = path.stat().st_size
+    if code := re.search(r"GLOBAL ([\w.]+)", reason):
+        return ModelFileError(
+            f"{path} holds code ({code[1]}) beside tensors; expected tensors alone. Code in a "
+            "file is never run here: save the model's own state_dict, or as safetensors."
+        )
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start == b"PK\x03\x04" and not is_archive:
+        return ModelFileError(
+            f"{path} is cut short: it begins as an archive of torch, but its end is missing "
+            f"({size:,} bytes). Copy or download it again."
+        )
+    if start == b"GGUF":
+        return ModelFileError(
+            f"{path} is a GGUF file of llama.cpp; expected .pth, safetensors or a folder. Take "
+            "the checkpoint it was made from."
+        )
+    return ModelFileError(
+        f"{path} is not a checkpoint, or a damaged one ({size:,} bytes): torch cannot read it. "
+        "Expected a .pth of RWKV-LM, a .safetensors file or a folder."
+    )
+
+
+def _import_safetensors() -> Any:
+    try:
+        import safetensors
+    except ImportError as error:
+        raise ImportError(
+            "reading and writing safetensors needs the package safetensors: pip install "
+            "safetensors, or use a .pth"
+        ) from error
+    return safetensors
