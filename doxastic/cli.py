@@ -1,4 +1,4 @@
-"""The command line: `doxastic train | evaluate | plot | export | envs`.
+"""The command line: `doxastic train | evaluate | plot | calibrate | study | export | envs | lm`.
 
 The modules that need torch are imported by the command that needs them, so that `--help` and a
 misspelt command answer at once.
@@ -7,9 +7,10 @@ misspelt command answer at once.
 from __future__ import annotations
 
 import difflib
+import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 from doxastic.configuration import ConfigError, preset_names
 
@@ -23,9 +24,12 @@ commands:
   train [PRESET] [--resume RUN]   train an agent, evaluate it and draw the figures
   evaluate RUN                    test a trained agent at chosen noise levels
   plot RUN [RUN ...]              draw the noise sweep and the learning curve of runs
+  calibrate RUN                   is its belief a belief? probes, coverage, what control uses
+  study PRESET                    compare memories over seeds and noise, with intervals
   export RUN                      write an agent's step as a file for control loops
   envs                            list the tasks: what they ask, spaces, noise, best return
   envs show ID [--agent RUN]      play an episode and draw it: state, observation, posterior
+  lm COMMAND                      the core as a language model: pretrain, finetune, generate, ...
 
 examples:
   doxastic train                                      the preset noisy-cartpole
@@ -36,6 +40,8 @@ examples:
   doxastic plot runs/noisy-cartpole runs/noisy-cartpole-2
   doxastic export runs/noisy-cartpole --format onnx
   doxastic envs show Tiger --noise 0.2                an episode as a GIF
+  doxastic study quick                                three memories, one task, three seeds
+  doxastic lm pretrain tiny                           a language model of bytes in minutes
 
 presets: {presets}
 
@@ -79,52 +85,38 @@ def _run(words: list[str]) -> int:
 
         print(f"doxastic {__version__}")
         return 0
-    command, rest = words[0], words[1:]
-    if command not in _COMMANDS:
-        match = difflib.get_close_matches(command, _COMMANDS, n=1)
-        hint = f"did you mean {match[0]}?" if match else f"commands are {', '.join(_COMMANDS)}"
-        raise ConfigError(f"unknown command {command!r}; {hint}")
-    _COMMANDS[command](rest)
+    dispatch(_COMMANDS, "command", words)
     return 0
 
 
-def _train(words: list[str]) -> None:
-    from doxastic.commands import train
+def dispatch(commands: Mapping[str, str], what: str, words: Sequence[str]) -> None:
+    """Call the function that the first word names with the others.
 
-    train(words)
-
-
-def _evaluate(words: list[str]) -> None:
-    from doxastic.commands import evaluate
-
-    evaluate(words)
-
-
-def _plot(words: list[str]) -> None:
-    from doxastic.commands import plot
-
-    plot(words)
-
-
-def _export(words: list[str]) -> None:
-    from doxastic.commands import export
-
-    export(words)
+    Args:
+        commands: Command -> function, as module:name; imported when it is called.
+        what: What the first word is, for the error.
+        words: The words of the command line.
+    """
+    command, rest = words[0], list(words[1:])
+    if command not in commands:
+        match = difflib.get_close_matches(command, commands, n=1)
+        hint = f"did you mean {match[0]}?" if match else f"commands are {', '.join(commands)}"
+        raise ConfigError(f"unknown {what} {command!r}; {hint}")
+    module, name = commands[command].split(":")
+    getattr(importlib.import_module(module), name)(rest)
 
 
-def _envs(words: list[str]) -> None:
-    from doxastic.envs_command import envs
-
-    envs(words)
-
-
-_COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "train": _train,
-    "evaluate": _evaluate,
-    "plot": _plot,
-    "export": _export,
-    "envs": _envs,
+_COMMANDS = {
+    "train": "doxastic.commands:train",
+    "evaluate": "doxastic.commands:evaluate",
+    "plot": "doxastic.commands:plot",
+    "export": "doxastic.commands:export",
+    "calibrate": "doxastic.calibration_command:calibrate",
+    "study": "doxastic.studies.command:study",
+    "envs": "doxastic.envs_command:envs",
+    "lm": "doxastic.lm.commands:lm",
 }
+"""Command -> the function that takes its words, as module:name."""
 
 # Errors whose message is written for the user; any other is a defect of this program.
 _EXPLAINED = (ValueError, OSError, ImportError, RuntimeError, MemoryError)

@@ -1,0 +1,126 @@
+"""A language model and its tokenizer, from what a user names on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from doxastic.configuration import ConfigError, read_yaml
+
+if TYPE_CHECKING:
+    from doxastic.language.model import LanguageModel
+    from doxastic.language.tokenizers import Tokenizer
+
+ADAPTER, STATE = "adapter", "state.safetensors"
+"""Where a run leaves what it learnt beside a base model."""
+
+# Vocabulary of a model -> the tokenizer it was made with, where nothing names another.
+_BY_VOCABULARY = {257: "bytes", 65530: "world", 65536: "world"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadingOptions:
+    """How a model is loaded."""
+
+    tokenizer: str | None = None
+    """bytes, world, world:FILE or a tokenizer.json; by default that of the training run, the
+    tokenizer.json beside the model, or the usual one of a model with as many token ids."""
+    device: str = "cpu"
+    """Where the model runs: cpu, cuda, cuda:1, ..."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Precision of the weights; by default that of the file, float32 on the CPU, where half
+    precision is slower."""
+    adapter: Path | None = None
+    """What was learnt beside the model: the folder of an adapter, or the run that made it."""
+
+
+def load(path: Path, options: LoadingOptions) -> tuple[LanguageModel, Tokenizer]:
+    """Return a model, ready to generate, and its tokenizer.
+
+    Args:
+        path: A model of any format, or the run folder of a training.
+        options: How to load it.
+
+    Raises:
+        ConfigError: The tokenizer has to be named.
+        ValueError: The file is no model, or the tokenizer not the model's.
+    """
+    # Imported here: help and refusals do not wait for torch.
+    import torch
+
+    from doxastic.language.adaptation import load_adapter
+    from doxastic.language.formats import load_model
+    from doxastic.language.prompts import check_vocabulary
+    from doxastic.language.tokenizers import load_tokenizer
+
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    if dtype is None and torch.device(options.device).type == "cpu":
+        dtype = torch.float32
+    base, adapter = base_and_adapter(path, options.adapter)
+    run = run_of(base)
+    stored = base / "model" if run == base else base
+    model = load_model(stored, device=options.device, dtype=None if adapter else dtype)
+    if adapter is not None:
+        # In half precision small updates would be rounded away, and the base be another one.
+        own = model.emb.weight.dtype
+        load_adapter(model.float(), adapter, merge=True)
+        model = model.to(own if dtype is None else dtype)
+    spec = options.tokenizer or tokenizer_spec(base, run, model.config.vocab_size)
+    tokenizer = load_tokenizer(spec)
+    check_vocabulary(model, tokenizer)
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def base_and_adapter(path: Path, adapter: Path | None) -> tuple[Path, Path | None]:
+    """Return where a model lies and the adapter to load onto it, None for none.
+
+    Args:
+        path: A model, or a run; one that trained an adapter stands for its base with it.
+        adapter: An adapter, or the run that made it.
+
+    Raises:
+        ConfigError: The run holds a state, which is no model.
+    """
+    is_run = (path / "config.yaml").is_file() and not (path / "model").is_dir()
+    if is_run and (path / STATE).is_file():
+        raise ConfigError(
+            f"{path} is a run that tuned a state; name the model it was tuned for, {_base(path)}, "
+            f"and give --state {path / STATE}"
+        )
+    if is_run and adapter is None and (path / ADAPTER).is_dir():
+        path, adapter = _base(path), path
+    if adapter is not None and (adapter / ADAPTER).is_dir():
+        adapter = adapter / ADAPTER
+    return path, adapter
+
+
+def _base(run: Path) -> Path:
+    """Return the model that a run of fine-tuning started from."""
+    settings = read_yaml(run / "config.yaml").get("adaptation")
+    if not isinstance(settings, dict) or not settings.get("base"):
+        raise ConfigError(f"{run / 'config.yaml'} names no adaptation.base; restore it")
+    return Path(settings["base"]).expanduser()
+
+
+def run_of(path: Path) -> Path | None:
+    """Return the run folder that `path` is, or whose `model/` it is, or None."""
+    for folder in (path, path.absolute().parent):
+        if (folder / "config.yaml").is_file() and (folder / "model").is_dir():
+            return folder
+    return None
+
+
+def tokenizer_spec(path: Path, run: Path | None, vocab_size: int) -> str:
+    """Return the tokenizer that the run names, that lies beside the model, or the usual one."""
+    data = read_yaml(run / "config.yaml").get("data") if run else None
+    if isinstance(data, dict) and isinstance(data.get("tokenizer"), str):
+        return data["tokenizer"]
+    if (path / "tokenizer.json").is_file():
+        return str(path / "tokenizer.json")
+    if vocab_size not in _BY_VOCABULARY:
+        raise ConfigError(
+            f"{path} has {vocab_size} token ids, which tells no tokenizer; name it with "
+            "--tokenizer: bytes, world, world:FILE or a tokenizer.json"
+        )
+    return _BY_VOCABULARY[vocab_size]
