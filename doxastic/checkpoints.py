@@ -14,15 +14,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gymnasium as gym
 import safetensors
 import safetensors.torch
 from torch import Tensor
 
 from doxastic.disk import sync_folder, write_durably
-from doxastic.spaces import space_from_json, space_to_json
+
+if TYPE_CHECKING:
+    import gymnasium as gym
 
 FORMAT = 1
 """Version of the layout of a checkpoint folder; another version is refused."""
@@ -39,19 +40,33 @@ class Checkpoint:
     """Everything a run needs to continue, and less than that to act."""
 
     step: int
-    """Environment steps taken."""
+    """Environment steps taken; of a language model, updates."""
     update: int
     """Updates made."""
-    observation_space: gym.Space[Any]
-    """Space of one environment's observations."""
-    action_space: gym.Space[Any]
-    """Space of one environment's actions."""
+    observation_space: gym.Space[Any] | None = None
+    """Space of one environment's observations; a language model has none."""
+    action_space: gym.Space[Any] | None = None
+    """Space of one environment's actions; a language model has none."""
     weights: Mapping[str, Tensor]
-    """The agent: parameters and observation statistics."""
+    """The agent: parameters and observation statistics. Or the language model's parameters."""
     trainer: Mapping[str, Tensor]
     """Optimiser, random generators, environment and collector state; empty when not read."""
     data: Mapping[str, Any]
     """The part of the trainer's state that JSON holds."""
+
+    @property
+    def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
+        """The agent's spaces, of observations and of actions.
+
+        Raises:
+            CheckpointError: If it is no agent's.
+        """
+        if self.observation_space is None or self.action_space is None:
+            raise CheckpointError(
+                f"the checkpoint of step {self.step} is a language model's; expected an agent's. "
+                "Language models have their own commands: doxastic lm"
+            )
+        return self.observation_space, self.action_space
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -65,13 +80,14 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     try:
         temporary.mkdir(parents=True)
         files = {
-            "weights.safetensors": _serialise(checkpoint.weights),
-            "trainer.safetensors": _serialise(checkpoint.trainer),
+            name: _write_tensors(temporary / name, tensors)
+            for name, tensors in (
+                ("weights.safetensors", checkpoint.weights),
+                ("trainer.safetensors", checkpoint.trainer),
+            )
         }
-        manifest = _manifest(checkpoint, files)
-        files["manifest.json"] = json.dumps(manifest, indent=1).encode()
-        for name, content in files.items():
-            write_durably(temporary / name, content)
+        manifest = json.dumps(_manifest(checkpoint, files), indent=1)
+        write_durably(temporary / "manifest.json", manifest.encode())
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
@@ -97,8 +113,8 @@ def read_checkpoint(folder: Path, *, with_trainer: bool = True) -> Checkpoint:
     return Checkpoint(
         step=manifest["step"],
         update=manifest["update"],
-        observation_space=space_from_json(manifest["observation_space"]),
-        action_space=space_from_json(manifest["action_space"]),
+        observation_space=_space(manifest["observation_space"]),
+        action_space=_space(manifest["action_space"]),
         weights=weights,
         trainer=trainer,
         data=manifest["trainer"],
@@ -116,26 +132,42 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def _serialise(tensors: Mapping[str, Tensor]) -> bytes:
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Write a file and return its size and checksum; only one file's bytes are held at a time."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     content: bytes = safetensors.torch.save(plain)
-    return content
+    write_durably(path, content)
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _manifest(checkpoint: Checkpoint, files: Mapping[str, bytes]) -> dict[str, Any]:
+def _manifest(checkpoint: Checkpoint, files: Mapping[str, Any]) -> dict[str, Any]:
+    spaces = {"observation": checkpoint.observation_space, "action": checkpoint.action_space}
     return {
         "format": FORMAT,
         "step": checkpoint.step,
         "update": checkpoint.update,
         "versions": package_versions(),
-        "observation_space": space_to_json(checkpoint.observation_space),
-        "action_space": space_to_json(checkpoint.action_space),
-        "files": {
-            name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            for name, content in files.items()
-        },
+        **{f"{name}_space": _space_to_json(space) for name, space in spaces.items()},
+        "files": files,
         "trainer": checkpoint.data,
     }
+
+
+def _space_to_json(space: gym.Space[Any] | None) -> Any:
+    if space is None:
+        return None
+    # Imported here: a language model needs no Gymnasium.
+    from doxastic.spaces import space_to_json
+
+    return space_to_json(space)
+
+
+def _space(data: Any) -> gym.Space[Any] | None:
+    if data is None:
+        return None
+    from doxastic.spaces import space_from_json
+
+    return space_from_json(data)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import tyro
 
 from doxastic.configuration import ConfigError, from_dict
 from doxastic.experiment import DEFAULT_PRESET, Experiment, load_preset
-from doxastic.options import parse
+from doxastic.options import parse, value_of
 
 if TYPE_CHECKING:
     from doxastic.plotting import Reference
@@ -166,7 +166,7 @@ def _base_experiment(preset: str | None, words: Sequence[str]) -> Experiment:
     """Return what the options override: a run to resume, a preset, or the defaults."""
     from doxastic.runs import RunFolder, run_and_checkpoint
 
-    run = _value_of("--resume", words)
+    run = value_of("--resume", words)
     if run is not None:
         if preset is not None:
             raise ConfigError(
@@ -175,17 +175,7 @@ def _base_experiment(preset: str | None, words: Sequence[str]) -> Experiment:
         return from_dict(Experiment, RunFolder(run_and_checkpoint(Path(run))[0]).config)
     if preset is not None:
         return load_preset(preset)
-    return Experiment() if _value_of("--env.id", words) else load_preset(DEFAULT_PRESET)
-
-
-def _value_of(option: str, words: Sequence[str]) -> str | None:
-    """Return the value of an option before the options are parsed, or `None`."""
-    for i, word in enumerate(words):
-        if word == option and i + 1 < len(words):
-            return words[i + 1]
-        if word.startswith(f"{option}="):
-            return word.removeprefix(f"{option}=")
-    return None
+    return Experiment() if value_of("--env.id", words) else load_preset(DEFAULT_PRESET)
 
 
 def _reference(text: str) -> Reference:

@@ -67,10 +67,50 @@ def to_dict(config: Any) -> dict[str, Any]:
     }
 
 
-def preset_names() -> list[str]:
+def preset_names(package: str = "doxastic.configs") -> list[str]:
     """Return the names of the presets that come with the package."""
-    names = (entry.name for entry in resources.files("doxastic.configs").iterdir())
+    names = (entry.name for entry in resources.files(package).iterdir())
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def read_preset(name_or_path: str | Path, package: str = "doxastic.configs") -> tuple[Any, str]:
+    """Return the content of a preset or of a YAML file, and what to call it in messages.
+
+    Args:
+        name_or_path: One of `preset_names(package)`, or a path that ends in `.yaml` or `.yml`.
+        package: Where the presets are.
+
+    Raises:
+        ConfigError: If there is no such preset or file, or it is not valid YAML.
+    """
+    name, presets = str(name_or_path), preset_names(package)
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise ConfigError(f"there is no file {path}; presets are {', '.join(presets)}")
+        return read_yaml(path), name
+    if name not in presets:
+        match = nearest(name, presets)
+        hint = f"did you mean {match}? " if match else ""
+        raise ConfigError(
+            f"unknown preset {name!r}; {hint}presets are {', '.join(presets)}; "
+            "a file is named by a path that ends in .yaml"
+        )
+    with resources.as_file(resources.files(package) / f"{name}.yaml") as path:
+        return read_yaml(path), f"preset {name}"
+
+
+def merge(
+    data: Mapping[str, Any], changes: Mapping[str, Any], *, sections: bool = True
+) -> dict[str, Any]:
+    """Return `data` with `changes`, merging the sections at the top but no deeper dictionaries."""
+    merged = dict(data)
+    for key, value in changes.items():
+        if sections and isinstance(value, Mapping) and isinstance(data.get(key), Mapping):
+            merged[key] = merge(data[key], value, sections=False)
+        else:
+            merged[key] = value
+    return merged
 
 
 def read_yaml(path: Path) -> Any:

@@ -225,6 +225,11 @@ def _agent_of(run: Path, task_id: str, options: ShowOptions) -> tuple[Actor, dic
             f"the agent of {run} was trained on {env.id}, not on {task_id}; show {env.id}, or give "
             f"a run of {task_id}"
         )
+    if env.posterior:
+        raise ConfigError(
+            f"the agent of {run} sees the exact posterior, not the task; show another agent, or "
+            "none for the best policy known"
+        )
     if options.kwargs:
         raise ConfigError("--kwargs and --agent are both given; an agent plays the task of its run")
     from doxastic.training import load

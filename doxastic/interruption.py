@@ -44,6 +44,11 @@ class Interruption:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    @property
+    def received(self) -> int | None:
+        """The signal that has come, if one has."""
+        return self._received
+
     def check(self) -> None:
         """Raise `TrainingInterrupted` if a signal has come."""
         if self._received is not None:

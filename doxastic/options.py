@@ -47,6 +47,16 @@ def parse(
         raise ConfigError(_flatten(refused.getvalue(), program)) from None
 
 
+def value_of(option: str, words: Sequence[str]) -> str | None:
+    """Return the value of an option before the options are parsed, or `None`."""
+    for i, word in enumerate(words):
+        if word == option and i + 1 < len(words):
+            return words[i + 1]
+        if word.startswith(f"{option}="):
+            return word.removeprefix(f"{option}=")
+    return None
+
+
 def _flatten(frame: str, program: str) -> str:
     """Return the message in tyro's framed text as one line.
 

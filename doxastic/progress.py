@@ -5,13 +5,28 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol, TextIO
+from typing import Any, NamedTuple, Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 PLAIN_SECONDS = 5.0
 """Least time between two plain lines; logs of long runs stay short."""
+
+
+class Display(NamedTuple):
+    """What of a run is shown, and in which words; by default an agent's."""
+
+    step: str = "step"
+    """What is counted."""
+    metric: str = "return_mean"
+    """The metric shown."""
+    label: str = "return"
+    """What it is called."""
+    unit: str = "steps"
+    """What the speed counts."""
+    units_per_step: float = 1.0
+    """How many of these a step has."""
 
 
 class Reporter(Protocol):
@@ -25,7 +40,12 @@ class Reporter(Protocol):
 
 
 def make_reporter(
-    total_steps: int, start_step: int = 0, *, shown: bool = True, stream: TextIO | None = None
+    total_steps: int,
+    start_step: int = 0,
+    *,
+    shown: bool = True,
+    stream: TextIO | None = None,
+    display: Display = Display(),  # noqa: B008 (a tuple never changes)
 ) -> Reporter:
     """Return a bar if `stream` is a terminal, plain lines if not, and silence unless `shown`.
 
@@ -34,13 +54,14 @@ def make_reporter(
         start_step: Steps before this process began, which do not count for the speed.
         shown: False for silence.
         stream: Where to write; standard output by default.
+        display: What is shown.
     """
     if not shown:
         return _Silence()
     stream = sys.stdout if stream is None else stream
     if stream.isatty():
-        return _Bar(total_steps, start_step, stream)
-    return _Lines(total_steps, start_step, stream)
+        return _Bar(total_steps, start_step, stream, display)
+    return _Lines(total_steps, start_step, stream, display)
 
 
 class Pace:
@@ -90,7 +111,8 @@ class _Silence:
 class _Lines:
     """One plain line every few seconds, the last update always among them."""
 
-    def __init__(self, total_steps: int, start_step: int, stream: TextIO) -> None:
+    def __init__(self, total_steps: int, start_step: int, stream: TextIO, display: Display) -> None:
+        self._display = display
         self._total = total_steps
         self._pace = Pace(total_steps, start_step)
         self._stream = stream
@@ -99,10 +121,11 @@ class _Lines:
 
     def update(self, step: int, metrics: Mapping[str, Any]) -> None:
         speed, left = self._pace(step)
+        shown = self._display
         self._pending = (
-            f"step {step:>9,} of {self._total:,} ({min(step / self._total, 1):4.0%})   "
-            f"return {number(metrics.get('return_mean')):>8}   "
-            f"{speed:>7,.0f} steps/s   {clock(left)} left"
+            f"{shown.step} {step:>9,} of {self._total:,} ({min(step / self._total, 1):4.0%})   "
+            f"{shown.label} {number(metrics.get(shown.metric)):>8}   "
+            f"{speed * shown.units_per_step:>7,.0f} {shown.unit}/s   {clock(left)} left"
         )
         if time.monotonic() - self._printed_at >= PLAIN_SECONDS:
             self._print()
@@ -118,17 +141,18 @@ class _Lines:
 
 
 class _Bar:
-    """A bar with steps, return, speed and the time left."""
+    """A bar with steps, the metric, speed and the time left."""
 
-    def __init__(self, total_steps: int, start_step: int, stream: TextIO) -> None:
+    def __init__(self, total_steps: int, start_step: int, stream: TextIO, display: Display) -> None:
+        self._display = display
         self._pace = Pace(total_steps, start_step)
         self._progress = Progress(
             TextColumn("[bold]training"),
             BarColumn(bar_width=None),
             TaskProgressColumn(),
             TextColumn("{task.fields[steps]}"),
-            TextColumn("return [bold green]{task.fields[mean_return]}"),
-            TextColumn("{task.fields[speed]} steps/s"),
+            TextColumn(f"{display.label} [bold green]{{task.fields[metric]}}"),
+            TextColumn(f"{{task.fields[speed]}} {display.unit}/s"),
             TextColumn("[cyan]{task.fields[left]}[/] left"),
             console=Console(file=stream),
             expand=True,
@@ -140,7 +164,7 @@ class _Bar:
             total=total_steps,
             completed=start_step,
             steps=f"{start_step:,}",
-            mean_return="-",
+            metric="-",
             speed="-",
             left="-:--",
         )
@@ -151,8 +175,8 @@ class _Bar:
             self._task,
             completed=min(step, self._total),
             steps=f"{step:,}",
-            mean_return=number(metrics.get("return_mean")),
-            speed=f"{speed:,.0f}",
+            metric=number(metrics.get(self._display.metric)),
+            speed=f"{speed * self._display.units_per_step:,.0f}",
             left=clock(left),
         )
 

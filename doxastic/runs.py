@@ -201,19 +201,29 @@ class RunFolder:
     def write(self, name: str, content: bytes) -> Path:
         """Write a file of results into the run folder and return its path."""
         with disk_errors(self.path):
+            (self.path / name).parent.mkdir(exist_ok=True)
             write_atomically(self.path / name, content)
         return self.path / name
 
+    def log_text(self, name: str, text: str, step: int) -> None:
+        """Give TensorBoard a text."""
+        with disk_errors(self.path):
+            self._open_events(step).add_text(name, text, step)
+
     def _log_events(self, record: Mapping[str, Any]) -> None:
+        events = self._open_events(record["steps"])
+        for key, value in record.items():
+            if isinstance(value, int | float) and key != "steps":
+                events.add_scalar(key, value, record["steps"])
+
+    def _open_events(self, step: int) -> Any:
         if self._events is None:
             from torch.utils.tensorboard import SummaryWriter
 
             self._events = SummaryWriter(
-                str(self.path / "tensorboard"), purge_step=record["steps"], flush_secs=10
+                str(self.path / "tensorboard"), purge_step=step, flush_secs=10
             )
-        for key, value in record.items():
-            if isinstance(value, int | float) and key != "steps":
-                self._events.add_scalar(key, value, record["steps"])
+        return self._events
 
     def _index(self) -> dict[str, Any]:
         path = self.path / "checkpoints" / "index.json"

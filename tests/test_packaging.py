@@ -22,7 +22,8 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGES = PROJECT["tool"]["setuptools"]["packages"]
 PACKAGE_DIR = PROJECT["tool"]["setuptools"]["package-dir"]
-FOLDERS = sorted({package.split(".")[1] for package in PACKAGES if package != "doxastic"})
+# The folders beside doxastic/; its own subpackages are below it.
+FOLDERS = sorted(name.removeprefix("doxastic.") for name in PACKAGE_DIR if name.count(".") == 1)
 
 # Import names whose distribution has another name; llvmlite comes with numba, which pins it.
 DISTRIBUTION = {"yaml": "pyyaml", "llvmlite": "numba", "PIL": "pillow"}

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from doxastic import progress
-from doxastic.progress import clock, make_reporter, number
+from doxastic.progress import Display, clock, make_reporter, number
 
 
 class _Terminal(io.StringIO):
@@ -41,6 +41,17 @@ def test_a_terminal_gets_a_bar():
     reporter.close()
     shown = re.sub(r"\x1b\[[\d;?]*\w", "", stream.getvalue())
     assert "2,000 return 0.500" in shown
+
+
+def test_another_display_shows_its_own_metric_and_units():
+    display = Display("update", "loss", "loss", "tokens", units_per_step=100)
+    for stream in (io.StringIO(), _Terminal()):
+        reporter = make_reporter(50, 0, stream=stream, display=display)
+        reporter.update(5, {"loss": 1.5})
+        reporter.close()
+        shown = re.sub(r"\x1b\[[\d;?]*\w", "", stream.getvalue())
+        assert re.search(r"loss +1\.500 +[\d,]{3,} tokens/s", shown), shown
+    assert shown and "return" not in shown
 
 
 def test_silence_writes_nothing(capsys):

@@ -76,6 +76,17 @@ def test_a_checkpoint_survives_the_disk(run):
     assert torch.equal(loaded.trainer["m"], torch.arange(4, dtype=torch.float64))
 
 
+def test_a_language_models_checkpoint_has_no_spaces(run):
+    checkpoint = Checkpoint(step=3, update=3, weights={}, trainer={}, data={})
+    run.save(checkpoint, best=True)
+    loaded = run.load("last")
+    assert loaded.observation_space is None and loaded.action_space is None
+    with pytest.raises(CheckpointError, match="is a language model's; expected an agent's"):
+        _ = loaded.spaces
+    run.save(_checkpoint(4), best=True)
+    assert run.load("last").spaces == (spaces.Box(-1, 1, (3,)), spaces.Discrete(2))
+
+
 def test_the_best_and_the_last_two_checkpoints_are_kept(run):
     for step in (1, 2, 3, 4, 10):
         run.save(_checkpoint(step), best=step == 2)
@@ -109,6 +120,13 @@ def test_metrics_are_appended_and_rewound(run):
     assert [record["steps"] for record in run.metrics()] == [10, 20]
     assert run.load("last").step == 20
     assert run.load("best").step == 20
+    assert list((run.path / "tensorboard").iterdir())
+
+
+def test_files_of_results_may_stand_in_a_folder_of_their_own(run):
+    path = run.write("samples/step-1.txt", b"text")
+    assert path.read_bytes() == b"text"
+    run.log_text("samples", "text", 1)
     assert list((run.path / "tensorboard").iterdir())
 
 

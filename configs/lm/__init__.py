@@ -1,0 +1,1 @@
+"""Presets of the language model, one YAML file each."""

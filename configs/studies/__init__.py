@@ -1,0 +1,1 @@
+"""Presets of studies, one YAML file each."""

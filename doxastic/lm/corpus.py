@@ -1,0 +1,126 @@
+"""The text of an experiment: token stores on the disk, and batches from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from doxastic.configuration import ConfigError
+from doxastic.language.batches import (
+    BatchSource,
+    DocumentRows,
+    PackedDocuments,
+    RandomWindows,
+    Streams,
+)
+from doxastic.language.distributed import Ranks
+from doxastic.language.token_store import TokenStore, build_store
+from doxastic.language.tokenizers import Tokenizer
+from doxastic.lm.experiment import DataConfig
+
+_SOURCES: dict[str, type[BatchSource]] = {
+    "windows": RandomWindows,
+    "packed": PackedDocuments,
+    "documents": DocumentRows,
+    "streams": Streams,
+}
+# Below so many documents for each row of a batch, rows would read the same ones at the same time.
+_DOCUMENTS_PER_ROW = 4
+# Added to the seed where batches are for evaluation.
+_EVALUATION = 500_000_000
+
+
+class Corpus(NamedTuple):
+    """What is read in training, and what the model is judged by."""
+
+    train: TokenStore
+    held_out: TokenStore | None
+    """None for no evaluation."""
+
+
+def open_corpus(config: DataConfig, tokenizer: Tokenizer, run: Path, ranks: Ranks) -> Corpus:
+    """Return the stores of an experiment; the first process builds those that are not there.
+
+    Args:
+        config: Where the text is.
+        tokenizer: What cuts it.
+        run: The run folder, where stores go unless `config` names a folder.
+        ranks: The processes, which all see that folder.
+
+    Raises:
+        ConfigError: If no text is named.
+        ValueError: If the text cannot be used.
+        OSError: If a file cannot be read, or the disk refuses.
+    """
+    if not config.path:
+        raise ConfigError("data.path is empty; name a text file, a folder or a .jsonl with --data")
+    folder = Path(config.store) if config.store else run / "tokens"
+    store = _store(config.path, folder, config, tokenizer, ranks)
+    if config.held_out:
+        beside = folder.with_name(f"{folder.name}-held-out")
+        return Corpus(store, _store(config.held_out, beside, config, tokenizer, ranks))
+    if config.held_out_fraction == 0.0:
+        return Corpus(store, None)
+    return Corpus(*store.split(config.held_out_fraction))
+
+
+def build_source(
+    config: DataConfig, store: TokenStore, ranks: Ranks, seed: int, *,
+    for_evaluation: bool = False, tunes_start: bool = False,
+) -> BatchSource:  # fmt: skip
+    """Return the batches of this process.
+
+    Args:
+        config: How the text is cut.
+        store: The text.
+        ranks: The processes.
+        seed: Of the order.
+        for_evaluation: Whether they are of held-out text.
+        tunes_start: Whether the state that rows begin with is trained: no document may begin
+            inside a row.
+
+    Raises:
+        ConfigError: The text cannot be cut so.
+    """
+    seed = (seed + _EVALUATION) % 2**31 if for_evaluation else seed
+    kind = config.batches
+    if tunes_start:
+        kind = _alone(kind, len(store.documents))
+    elif kind == "auto":
+        is_few = len(store.documents) < _DOCUMENTS_PER_ROW * config.batch_size
+        kind = "windows" if is_few else "packed"
+    source = _SOURCES[kind]
+    try:
+        return source(store, config.batch_size, config.block, seed, ranks.rank, ranks.world)
+    except ValueError as error:
+        which = "the held-out text" if for_evaluation else "data"
+        raise ConfigError(f"{which}: {error}") from error
+
+
+def _alone(kind: str, documents: int) -> str:
+    """Return batches whose rows begin with the tuned state and are never reset in between."""
+    if documents == 1 and kind in ("auto", "windows"):
+        return "windows"
+    if kind not in ("auto", "documents"):
+        raise ConfigError(
+            f"data.batches is {kind!r}, and the state that documents begin with is tuned: in these "
+            "batches documents begin inside a row too, where a reset clears the state to zeros. "
+            "Choose documents"
+        )
+    return "documents"
+
+
+def _store(
+    path: str, folder: Path, config: DataConfig, tokenizer: Tokenizer, ranks: Ranks
+) -> TokenStore:
+    text = Path(path).expanduser()
+    if (text / "store.json").is_file():
+        return TokenStore.open(text, tokenizer)
+    # A run that goes on has its store, and may do without the text.
+    if text.exists() or not (folder / "store.json").is_file():
+        ranks.from_main(lambda: _build(text, folder, config, tokenizer))
+    return TokenStore.open(folder, tokenizer)
+
+
+def _build(text: Path, folder: Path, config: DataConfig, tokenizer: Tokenizer) -> None:
+    build_store(text, tokenizer, folder, field=config.field)

@@ -1,0 +1,188 @@
+"""What learns when a model is trained: the seam between the trainer and the ways of fine-tuning."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from doxastic.configuration import ConfigError, nearest
+from doxastic.lm.experiment import AdaptationConfig
+from doxastic.lm.loading import ADAPTER, STATE
+
+if TYPE_CHECKING:
+    from doxastic.language.adaptation import InitialState
+    from doxastic.language.model import LanguageModel
+    from doxastic.language.objective import StartState
+
+
+class Adaptation(Protocol):
+    """A way of training a model: what of it learns, and what is kept of that."""
+
+    def prepare(self, model: LanguageModel) -> StartState | None:
+        """Set what learns, adding to the model what is to be added.
+
+        Called once for every model that is built, before weights of a checkpoint are loaded.
+
+        Returns:
+            What gives the state documents begin with, a module if it learns; None for zeros.
+        """
+
+    def saves(self, name: str) -> bool:
+        """Return whether a checkpoint holds the tensor of that name; the base gives the others."""
+
+    def export(self, model: LanguageModel, start_state: StartState | None, folder: Path) -> str:
+        """Write what was learnt into the run folder and say in a line what it is and where.
+
+        Args:
+            model: A prepared model with the weights of the best checkpoint.
+            start_state: What `prepare` returned for it, likewise.
+            folder: The run folder.
+        """
+
+
+class ParameterTuning:
+    """The model's own parameters learn, all of them or those that patterns choose."""
+
+    def __init__(self, config: AdaptationConfig) -> None:
+        self._trainable, self._frozen = config.trainable, config.frozen
+
+    def prepare(self, model: LanguageModel) -> None:
+        """Freeze what the patterns leave out."""
+        from doxastic.language.adaptation import set_trainable
+
+        with _located():
+            set_trainable(model, self._trainable, self._frozen)
+
+    def saves(self, name: str) -> bool:
+        """Return True: a checkpoint holds the whole model."""
+        return True
+
+    def export(self, model: LanguageModel, start_state: StartState | None, folder: Path) -> str:
+        """Write the model, with its configuration, to `model/`."""
+        from doxastic.language.formats import save_model
+
+        save_model(model, folder / "model")
+        return f"the model: {folder / 'model'}"
+
+
+class LoRATuning:
+    """Low-rank updates of the model's projections learn."""
+
+    def __init__(self, config: AdaptationConfig) -> None:
+        self._config = config.lora
+        _refuse_patterns(config)
+
+    def prepare(self, model: LanguageModel) -> None:
+        """Attach the updates."""
+        from doxastic.language.adaptation import apply_lora
+
+        with _located():
+            apply_lora(model, self._config)
+
+    def saves(self, name: str) -> bool:
+        """Return whether the tensor is of an update."""
+        return name.endswith((".lora_a", ".lora_b"))
+
+    def export(self, model: LanguageModel, start_state: StartState | None, folder: Path) -> str:
+        """Write the updates to `adapter/`."""
+        return _export_adapter(model, folder)
+
+
+class StateOffsetTuning:
+    """A matrix that is added to the state of every head where it is read learns."""
+
+    def __init__(self, config: AdaptationConfig) -> None:
+        _refuse_patterns(config)
+
+    def prepare(self, model: LanguageModel) -> None:
+        """Attach the offsets."""
+        from doxastic.language.adaptation import add_state_offset
+
+        add_state_offset(model)
+
+    def saves(self, name: str) -> bool:
+        """Return whether the tensor is an offset."""
+        return name.endswith(".state_offset")
+
+    def export(self, model: LanguageModel, start_state: StartState | None, folder: Path) -> str:
+        """Write the offsets to `adapter/`."""
+        return _export_adapter(model, folder)
+
+
+class StateTuning:
+    """The state that documents begin with learns, and the model stays as it is."""
+
+    def __init__(self, config: AdaptationConfig) -> None:
+        self._shifts = config.state_shifts
+        _refuse_patterns(config)
+
+    def prepare(self, model: LanguageModel) -> InitialState:
+        """Freeze the model and return the state."""
+        from doxastic.language.adaptation import InitialState
+
+        model.requires_grad_(False)
+        return InitialState(model, shifts=self._shifts)
+
+    def saves(self, name: str) -> bool:
+        """Return whether the tensor is of the state."""
+        return name.startswith("start_state.")
+
+    def export(self, model: LanguageModel, start_state: StartState | None, folder: Path) -> str:
+        """Write the state to `state.safetensors`, from where generation can start."""
+        from doxastic.language.adaptation import InitialState
+
+        assert isinstance(start_state, InitialState)  # What `prepare` returned.
+        path = folder / STATE
+        start_state.save(path, model)
+        return f"the state: {path}; use it with --state"
+
+
+METHODS: dict[str, Callable[[AdaptationConfig], Adaptation]] = {
+    "full": ParameterTuning,
+    "lora": LoRATuning,
+    "state": StateTuning,
+    "state-offset": StateOffsetTuning,
+}
+"""The ways of training, by the name in `AdaptationConfig.method`."""
+
+
+def build_method(config: AdaptationConfig) -> Adaptation:
+    """Return the way of training of that name, or raise `ConfigError`."""
+    if config.method not in METHODS:
+        match = nearest(config.method, METHODS)
+        hint = f"did you mean {match}?" if match else f"expected one of {', '.join(METHODS)}"
+        raise ConfigError(f"adaptation.method is {config.method!r}; {hint}")
+    if config.method != "full" and not config.base:
+        raise ConfigError(
+            f"adaptation.method is {config.method!r}, which leaves the model as it is, and "
+            "adaptation.base names none; give one that was trained, with --model"
+        )
+    return METHODS[config.method](config)
+
+
+def _refuse_patterns(config: AdaptationConfig) -> None:
+    """Raise `ConfigError` for patterns of parameters where none of the model's own learn."""
+    if config.trainable != ("*",) or config.frozen:
+        raise ConfigError(
+            f"adaptation.trainable and adaptation.frozen are for the method full; "
+            f"{config.method} freezes every parameter of the model"
+        )
+
+
+@contextlib.contextmanager
+def _located() -> Iterator[None]:
+    """Say where in the configuration a pattern is that matches nothing."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"adaptation: {error}") from error
+
+
+def _export_adapter(model: LanguageModel, folder: Path) -> str:
+    from doxastic.language.adaptation import save_adapter
+
+    path = folder / ADAPTER
+    save_adapter(model, path)
+    return f"the adapter: {path}; use it with --adapter"
