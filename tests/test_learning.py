@@ -71,7 +71,7 @@ def test_a_belief_earns_more_of_the_hard_sequential_test_with_time(tmp_path: Pat
     # The best that looks at the observations alone, not at their noise, earns 0.793. This bound
     # guards against falling back to it; the goal, 0.837, is not reached: seeds earn 0.827 to 0.832.
     assert load_preset("sequential-test-hard-long").total_steps <= 2_000_000
-    assert mean_over_training_noise("sequential-test-hard-long", 0, tmp_path) >= 0.815
+    assert mean_over_training_noise("sequential-test-hard-long", 0, tmp_path) >= 0.83
 
 
 def test_a_cart_pole_without_velocities_is_balanced_to_the_end(tmp_path: Path) -> None:
