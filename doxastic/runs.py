@@ -8,6 +8,7 @@ runs/<name>/
   checkpoints/step-<n>/   see doxastic.checkpoints
   checkpoints/index.json  which of them is the best and which the last
   evaluation.json  *.png  written at the end, and by `doxastic evaluate` and `doxastic plot`
+  calibration.json  calibration-*.png    written by `doxastic calibrate`
 ```
 """
 

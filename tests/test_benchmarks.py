@@ -145,3 +145,19 @@ def test_the_handwritten_advantages_are_those_worked_out_by_hand(
     # Errors: 1 + .5 * 1 - 1, then 2 - 1 at the end of an episode, then 4 + .5 * 8 - 2.
     advantage = loop._advantages(torch.tensor([8.0]).numpy())
     assert advantage[:, 0].tolist() == [0.5 + 0.25 * 1.0, 1.0, 6.0]
+
+
+def test_the_language_model_is_timed_beside_every_peer(tmp_path: Path) -> None:
+    data = quick("language", tmp_path)
+    decoding = {entry["arm"]: entry["per_cpu_second"] for entry in data["results"]["decoding"]}
+    assert {"doxastic RWKV-7", "doxastic RWKV-7, 32 at once", "rwkv package"} <= set(decoding)
+    assert {entry["arm"] for entry in data["results"]["training"]} >= {"GPT, modern"}
+    assert all(rate > 0 for rate in decoding.values())
+
+
+def test_language_models_of_equal_size_learn_from_the_same_batches(tmp_path: Path) -> None:
+    data = quick("language_learning", tmp_path)
+    entries = {entry["arm"]: entry for entry in data["results"]["learning"]}
+    ours, modern = entries["doxastic RWKV-7"], entries["GPT, modern"]
+    assert abs(ours["parameters"] / modern["parameters"] - 1) < 0.01
+    assert all(0 < entry["loss"] < 5 for entry in entries.values())
