@@ -41,7 +41,7 @@ examples:
   doxastic export runs/noisy-cartpole --format onnx
   doxastic envs show Tiger --noise 0.2                an episode as a GIF
   doxastic study quick                                three memories, one task, three seeds
-  doxastic lm pretrain tiny                           a language model of bytes in minutes
+  doxastic lm pretrain tiny --data notes.txt          a language model of bytes in minutes
 
 presets: {presets}
 

@@ -83,9 +83,9 @@ def build_source(
         ConfigError: The text cannot be cut so.
     """
     seed = (seed + _EVALUATION) % 2**31 if for_evaluation else seed
-    kind = config.batches
+    kind: str = config.batches
     if tunes_start:
-        kind = _alone(kind, len(store.documents))
+        kind = _alone(kind, store, config.block)
     elif kind == "auto":
         is_few = len(store.documents) < _DOCUMENTS_PER_ROW * config.batch_size
         kind = "windows" if is_few else "packed"
@@ -97,9 +97,11 @@ def build_source(
         raise ConfigError(f"{which}: {error}") from error
 
 
-def _alone(kind: str, documents: int) -> str:
+def _alone(kind: str, store: TokenStore, block: int) -> str:
     """Return batches whose rows begin with the tuned state and are never reset in between."""
-    if documents == 1 and kind in ("auto", "windows"):
+    is_one = len(store.documents) == 1
+    if is_one and (kind == "windows" or (kind == "auto" and len(store) > block)):
+        # Nothing begins inside a window of it, and of one row little would be read.
         return "windows"
     if kind not in ("auto", "documents"):
         raise ConfigError(
@@ -123,4 +125,4 @@ def _store(
 
 
 def _build(text: Path, folder: Path, config: DataConfig, tokenizer: Tokenizer) -> None:
-    build_store(text, tokenizer, folder, field=config.field)
+    build_store(text, tokenizer, folder, field=config.field, suffixes=config.suffixes)

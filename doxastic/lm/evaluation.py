@@ -53,6 +53,8 @@ class EvaluateOptions:
     """The model."""
     data: Path | None = None
     """The text: a file, a folder of files, a .jsonl file or a token store."""
+    suffixes: tuple[str, ...] = (".txt", ".md", ".jsonl")
+    """The files of a folder that are read."""
     field: str = "text"
     """The field of a line of JSONL with the text."""
     state: Path | None = None
@@ -108,7 +110,7 @@ def _evaluate_text(
             "initial state"
         )
     with tempfile.TemporaryDirectory() as folder:
-        store = _open(options.data, tokenizer, Path(folder) / "store", options.field)
+        store = _open(options, tokenizer, Path(folder) / "store")
         progress = _Progress(shown=not options.quiet)
         score = evaluate_model(
             model, tokenizer, store,
@@ -143,12 +145,14 @@ def _evaluate_tasks(
     }
 
 
-def _open(text: Path, tokenizer: Tokenizer, folder: Path, name: str) -> TokenStore:
+def _open(options: EvaluateOptions, tokenizer: Tokenizer, folder: Path) -> TokenStore:
     from doxastic.language.token_store import TokenStore, build_store
 
+    text = options.data
+    assert text is not None  # Only then is it called.
     if (text / "store.json").is_file():
         return TokenStore.open(text, tokenizer)
-    return build_store(text, tokenizer, folder, field=name)
+    return build_store(text, tokenizer, folder, field=options.field, suffixes=options.suffixes)
 
 
 class _Progress:

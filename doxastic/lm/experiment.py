@@ -73,6 +73,13 @@ class DataConfig:
     """A text file, a folder of them, a .jsonl file (a text, or prompt and completion, a line), or
     a token store."""
 
+    suffixes: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--suffixes"])] = (
+        ".txt",
+        ".md",
+        ".jsonl",
+    )
+    """The files of a folder that are read."""
+
     field: str = "text"
     """The field of a line of a .jsonl file that holds the text."""
 
@@ -103,10 +110,14 @@ class DataConfig:
     """Tokens of a row."""
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` for sizes that no batch can have."""
+        """Raise `ValueError` for sizes that no batch can have, and for no files to read."""
         for name in ("batch_size", "block"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        if not self.suffixes or not all(self.suffixes):
+            raise ValueError(
+                f"suffixes is {list(self.suffixes)}; expected at least one, none empty, such as .py"
+            )
         if not 0.0 <= self.held_out_fraction < 1.0:
             raise ValueError(
                 f"held_out_fraction is {self.held_out_fraction}; expected 0 or more and less than 1"

@@ -85,7 +85,7 @@ def list_sources(source: Path, suffixes: Iterable[str]) -> list[Source]:
         found = sorted({path.suffix for _, path in visible})[:20]
         raise ValueError(
             f"{source} has no file that ends in {', '.join(wanted)}; it has the suffixes {found}. "
-            "Choose the suffixes to read."
+            "Choose the suffixes to read (--suffixes)."
         )
     return chosen
 
