@@ -1,0 +1,1 @@
+"""Studies: memories x tasks x seeds, trained, evaluated, compared and reported."""

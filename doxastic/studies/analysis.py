@@ -1,0 +1,129 @@
+"""From the results of a stage to the arrays that the statistics are taken of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from doxastic.agents.study.efficiency import Curve, efficiency_curve
+from doxastic.agents.study.returns import MEASURES, TaskReturns
+from doxastic.agents.study.statistics import Comparison
+from doxastic.runs import RunFolder
+from doxastic.studies.cells import Cell
+from doxastic.studies.config import MIN_SEEDS
+from doxastic.studies.design import trained_levels
+from doxastic.studies.records import load_episodes
+
+if TYPE_CHECKING:
+    from doxastic.studies.study import Phase, Study
+
+
+class Outcome(NamedTuple):
+    """What there is of a stage."""
+
+    tasks: list[TaskReturns]
+    """Tasks with enough finished seeds, each with the memories that have them."""
+    left_out: list[str]
+    """What is missing, in words."""
+
+
+def outcome(study: Study, phase: Phase) -> Outcome:
+    """Return the returns of a stage, as far as its cells are finished.
+
+    On every task all memories get the same seeds: those that all of them have finished. A memory
+    with fewer than three finished seeds is left out of the task.
+    """
+    tasks, left_out = [], []
+    for task in study.config.tasks:
+        cells = [cell for cell in phase.cells if cell.task == task]
+        finished: dict[str, dict[int, Cell]] = {cell.memory: {} for cell in cells}
+        for cell in cells:
+            if cell.digest in study.results.records:
+                finished[cell.memory][cell.experiment.seed] = cell
+        whole = {name: seeds for name, seeds in finished.items() if len(seeds) >= MIN_SEEDS}
+        left_out += [
+            f"{task}: {name} has {len(finished[name])} finished seeds, too few"
+            for name in finished
+            if name not in whole
+        ]
+        shared = set.intersection(*(set(seeds) for seeds in whole.values())) if whole else set()
+        if len(shared) < MIN_SEEDS:
+            left_out.append(f"{task}: the memories have {len(shared)} finished seeds in common")
+            continue
+        wanted = len({cell.experiment.seed for cell in cells})
+        if len(shared) < wanted:
+            left_out.append(f"{task}: {len(shared)} of {wanted} seeds are finished by all memories")
+        tasks.append(_returns(study, task, whole, sorted(shared)))
+    return Outcome(tasks, left_out)
+
+
+def best_memory(study: Study, phase: Phase, among: Sequence[str]) -> str:
+    """Return the memory of the highest IQM score, averaged over the measures; ties to the first."""
+    tasks = outcome(study, phase).tasks
+    # The value alone is read: no interval is needed to choose.
+    comparison = Comparison(tasks, resamples=2)
+
+    def merit(memory: str) -> float:
+        scores = [comparison.score(measure, memory) for measure in MEASURES]
+        known = [score.value for score in scores if score is not None]
+        return float(np.mean(known)) if known else -np.inf
+
+    return max(among, key=merit)
+
+
+def curves(study: Study, phase: Phase, task: TaskReturns) -> list[Curve]:
+    """Return the sample-efficiency curve of every memory on a task.
+
+    The return is that of the greedy agent on the levels of training where checkpoints are judged,
+    otherwise that of the sampling agent over its last 100 episodes.
+    """
+    found = []
+    for memory in task.memories:
+        runs = [
+            _training_returns(study, cell)
+            for cell in phase.cells
+            if cell.task == task.task
+            and cell.memory == memory
+            and cell.experiment.seed in task.seeds
+        ]
+        found.append(efficiency_curve(memory, runs))
+    return found
+
+
+def _returns(
+    study: Study, task: str, finished: dict[str, dict[int, Cell]], seeds: Sequence[int]
+) -> TaskReturns:
+    cells = [[by_seed[seed] for seed in seeds] for by_seed in finished.values()]
+    first = cells[0][0]
+    returns = np.stack(
+        [
+            np.stack([load_episodes(study.folder / cell.folder / "episodes.npz") for cell in row])
+            for row in cells
+        ]
+    )
+    config, found = study.config.tasks[task], study.references[task]
+    mixture = found["mixture"] if config.best is None else config.best
+    # Level by level it is known only where the policy itself is, and the test tells levels apart.
+    has_levels = config.best is None and first.noise is not None
+    levels: tuple[float | None, ...] = first.noise or (None,)
+    return TaskReturns(
+        task=task,
+        memories=tuple(finished),
+        seeds=tuple(seeds),
+        levels=levels,
+        trained=() if first.noise is None else trained_levels(first.experiment),
+        returns=returns,
+        random=found["random"] if config.random is None else config.random,
+        best=tuple(found["best"]) if has_levels else (mixture,) * len(levels),
+        best_mixture=mixture,
+        has_best_levels=has_levels,
+    )
+
+
+def _training_returns(study: Study, cell: Cell) -> tuple[np.ndarray, np.ndarray]:
+    records = RunFolder(study.folder / cell.folder / "run").metrics()
+    key = "score" if any("score" in record for record in records) else "return_mean"
+    values = [np.nan if record.get(key) is None else record[key] for record in records]
+    return np.array([record["steps"] for record in records], float), np.array(values, float)
