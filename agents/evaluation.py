@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from scipy import stats
+from torch import Tensor
 
 from doxastic.agents.agent import Agent
 from doxastic.agents.collector import EnvironmentFailure, check_autoreset
 from doxastic.agents.config import EvaluationConfig as EvaluationConfig
-from doxastic.agents.encoders import to_tensors
+from doxastic.agents.encoders import Observation, to_tensors
 from doxastic.agents.policy import ActorCritic
 from doxastic.envs.make import EnvConfig, make_vector_env
 
@@ -200,7 +201,11 @@ def run_episodes(
 def _first_episodes(
     agent: Agent | ActorCritic, env: VectorEnv, seed: int, deterministic: bool, max_steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return returns and lengths `[N]` of one episode in each environment."""
+    """Return returns and lengths `[N]` of one episode in each environment.
+
+    The policy acts for a shrinking part of them: whenever half of its rows have finished, they are
+    left out. The environments all go on, for their draws to be the same whoever acts.
+    """
     policy = agent.policy if isinstance(agent, Agent) else agent
     normalizer = agent.normalizer if isinstance(agent, Agent) else None
     device = next(policy.parameters()).device
@@ -209,16 +214,25 @@ def _first_episodes(
     state = policy.memory.initial_state(env.num_envs, device)
     reset = running = np.ones(env.num_envs, bool)
     returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
+    rows = torch.arange(env.num_envs)
+    taken: Tensor | None = None
     for _ in range(max_steps):
+        if 2 * running.sum() <= len(rows):
+            kept = torch.from_numpy(running)[rows]
+            rows, state = rows[kept], state[kept.to(device)]
         tensors = to_tensors(observation, env.single_observation_space, device)
+        some = _rows_of(tensors if normalizer is None else normalizer(tensors), rows.to(device))
         action, _, _, state = policy.act(
-            tensors if normalizer is None else normalizer(tensors),
+            some,
             state,
-            torch.from_numpy(reset).to(device),
+            torch.from_numpy(reset)[rows].to(device),
             deterministic=deterministic,
             generator=generator,
         )
-        observation, reward, terminated, truncated, _ = env.step(policy.action_head.to_env(action))
+        if taken is None:
+            taken = action.clone()
+        taken[rows.to(device)] = action
+        observation, reward, terminated, truncated, _ = env.step(policy.action_head.to_env(taken))
         returns += np.where(running, reward, 0.0)
         lengths += running
         reset = terminated | truncated
@@ -229,6 +243,13 @@ def _first_episodes(
         f"{check_autoreset(env)} did not end {running.sum()} of {env.num_envs} episodes within "
         f"{max_steps} steps. Give it a time limit, e.g. max_episode_steps at registration."
     )
+
+
+def _rows_of(observation: Observation, rows: Tensor) -> Observation:
+    """Return some rows of observations `[B, ...]`, or of a dict of them."""
+    if isinstance(observation, Tensor):
+        return observation[rows]
+    return {name: part[rows] for name, part in observation.items()}
 
 
 def _bootstrap(sample: np.ndarray, confidence: float, random: np.random.Generator) -> np.ndarray:
