@@ -63,13 +63,13 @@ def test_the_hard_sequential_test_comes_close_to_the_optimum(tmp_path: Path) -> 
         mean_over_training_noise("sequential-test-hard", seed, tmp_path / str(seed))
         for seed in range(3)
     ]
-    assert np.mean(earned) >= 0.79
-    assert min(earned) >= 0.76
+    assert np.mean(earned) >= 0.81
+    assert min(earned) >= 0.79
 
 
 def test_a_belief_earns_more_of_the_hard_sequential_test_with_time(tmp_path: Path) -> None:
-    # The best that looks at the observations alone, not at their noise, earns 0.793. This bound
-    # guards against falling back to it; the goal, 0.837, is not reached: seeds earn 0.827 to 0.832.
+    # The best that looks at the observations alone, not at their noise, earns 0.793. Seeds earn
+    # 0.837 to 0.842.
     assert load_preset("sequential-test-hard-long").total_steps <= 2_000_000
     assert mean_over_training_noise("sequential-test-hard-long", 0, tmp_path) >= 0.83
 
