@@ -98,6 +98,11 @@ class RunFolder:
         self.close()
 
     @property
+    def has_checkpoint(self) -> bool:
+        """Whether it has a checkpoint; a run killed while it was prepared has none."""
+        return bool(self._checkpoints())
+
+    @property
     def config(self) -> Any:
         """The content of `config.yaml`."""
         return read_yaml(self.path / "config.yaml")
@@ -169,7 +174,8 @@ class RunFolder:
                     shutil.rmtree(folder)
             names = [folder.name for folder in self._checkpoints()]
             best = self._index().get("best")
-            self._point(last=names[-1], best=best if best in names else names[-1])
+            if names:
+                self._point(last=names[-1], best=best if best in names else names[-1])
 
     def save(self, checkpoint: Checkpoint, *, best: bool) -> None:
         """Write a checkpoint, point `last` (and `best`) to it and remove old ones.

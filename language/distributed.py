@@ -77,6 +77,11 @@ class Ranks:
         """Return this process's rows of the whole batch's, `gather_rows` taken back."""
         return rows[self.rank :: self.world]
 
+    def collect(self, tensor: Tensor) -> Tensor:
+        """Return a tensor that may be split, whole and on the CPU; nothing but in the first."""
+        found = whole(tensor).detach()
+        return found.cpu() if self.is_main else found.new_empty(0)
+
     def from_main(self, function: Callable[[], Result]) -> Result:
         """Return in all processes what the function returns in the first, the only one to call it.
 

@@ -161,7 +161,8 @@ def decode(
         logits = logits[:, :vocab] if is_smaller else logits
         if has_absent:
             logits = logits.index_fill(1, absent, -math.inf)
-        if not math.isfinite(sum(logits[:, end].tolist())):
+        # The largest is not finite if any is NaN or +inf; -inf is a token that never comes.
+        if not all(map(math.isfinite, logits.amax(-1).tolist())):
             raise ValueError(
                 "the model's logits are not finite; its weights or the state it started from "
                 "hold NaN or infinity, or overflow in half precision."

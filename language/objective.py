@@ -55,9 +55,11 @@ class Objective(nn.Module):
         """Return the batch on the model's device.
 
         Raises:
-            ValueError: If a document begins where `start_state` cannot be given to it.
+            ValueError: If a document begins where `start_state` cannot be given to it, or an id is
+                out of range.
         """
         device = self.model.emb.weight.device
+        _check_ids(batch, self.model.config.vocab_size)
         counted = None if bool(batch.mask.all()) else batch.mask.flatten().nonzero()[:, 0]
         reset = _without_first(batch) if self._has_own_start else batch.reset
         return Window(
@@ -116,6 +118,16 @@ class Objective(nn.Module):
                     f"{list(tensor.shape)}"
                 )
             assign(tensor, weights[name])
+
+
+def _check_ids(batch: Batch, vocab_size: int) -> None:
+    """Refuse ids out of range here, on the CPU; a GPU would end the process without naming them."""
+    low, high = (int(x) for x in torch.stack((batch.tokens, batch.targets)).aminmax())
+    if low < 0 or high >= vocab_size:
+        raise ValueError(
+            f"a batch holds the token id {low if low < 0 else high}; expected 0 to "
+            f"{vocab_size - 1}. Make the token store with the tokenizer of this model."
+        )
 
 
 def _without_first(batch: Batch) -> Tensor:

@@ -87,15 +87,15 @@ class Optimizer:
         ]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return Adam's state as `<parameter name>/<quantity>`, whole tensors on the CPU."""
+        """Return Adam's state as `<parameter name>/<quantity>`, split over processes as it is."""
         return {
-            f"{name}/{quantity}": whole(value).detach().cpu()
+            f"{name}/{quantity}": value
             for parameter, name in self._names.items()
             for quantity, value in self._adam.state[parameter].items()
         }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `tensors` returned.
+        """Take back what `tensors` returned, each whole.
 
         Raises:
             ValueError: If it belongs to other parameters.

@@ -20,6 +20,9 @@ SHARED_TOKENS = 16
 """Tokens that two prompts share beyond what is known already, for their last common state to be
 kept: below, reading them again is cheaper than the memory."""
 
+# What a file holds beside the states.
+_EXTRA = {"prompts.tokens", "prompts.lengths", "prompts.features"}
+
 
 class _Entry(NamedTuple):
     """What is known after a prompt."""
@@ -126,6 +129,10 @@ class PromptCache:
         if kind != "prompts":
             raise ValueError(
                 f"{path} holds a state of the kind {kind!r}; expected a saved prompt cache."
+            )
+        if missing := sorted(_EXTRA - extra.keys()):
+            raise ValueError(
+                f"{path} has no {missing[0]}; expected a saved prompt cache. The file is damaged."
             )
         ends = extra["prompts.lengths"].cumsum(0)[:-1]
         features = extra["prompts.features"].to(state.flat.device)

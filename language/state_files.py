@@ -14,7 +14,7 @@ from torch import Tensor
 from doxastic.language.config import LanguageConfig
 from doxastic.language.formats.files import read_safetensors, write_safetensors
 from doxastic.language.model import LanguageModel
-from doxastic.memory.state import CoreState
+from doxastic.memory.state import CoreState, StateLayout
 
 # Numbers hashed at a time, so that a large matrix is not copied whole.
 _PIECE = 1 << 22
@@ -102,6 +102,32 @@ def load_state(path: str | Path, model: LanguageModel) -> StateFile:
             f"{path} holds a state of another model, {identity[:12]}; this one is {own[:12]}: a "
             "state means nothing to other weights. Load it with the model that saved it."
         )
-    parts = {name: tensors.pop(name) for name in model.layout.shapes}
-    state = CoreState(model.layout, model.layout.join(parts)).to(model.emb.weight.device)
+    state = CoreState(model.layout, _joined(path, tensors, model.layout))
+    state = state.to(model.emb.weight.device)
     return StateFile(state, tensors, header.get("kind", "initial"))
+
+
+def _joined(path: Path, tensors: dict[str, Tensor], layout: StateLayout) -> Tensor:
+    """Return the flat states `[B, S]` made of the parts in a file, which are taken from it.
+
+    Raises:
+        ValueError: A part is missing, or of another shape or dtype.
+    """
+    parts: dict[str, Tensor] = {}
+    rows: int | None = None
+    for name, shape in layout.parts:
+        part = tensors.pop(name, None)
+        if (
+            part is None
+            or part.dtype != torch.float32
+            or part.shape[1:] != shape
+            or rows not in (None, len(part))
+        ):
+            found = "missing" if part is None else f"{list(part.shape)} {part.dtype}"
+            expected = ", ".join(map(str, ("B" if rows is None else rows, *shape)))
+            raise ValueError(
+                f"{path}: the part {name} is {found}; expected [{expected}] torch.float32. The "
+                "file is damaged."
+            )
+        parts[name], rows = part, len(part)
+    return layout.join(parts)

@@ -174,10 +174,13 @@ class Trainer:
         if self._is_stepping:
             raise RuntimeError("the last update was cut off halfway; its weights are of no use")
         weights = {
-            name: whole(tensor).detach().cpu()
+            name: self.ranks.collect(tensor)
             for name, tensor in self._objective.tensors(self._saves).items()
         }
-        tensors = {f"optimizer/{k}": value for k, value in self._optimizer.tensors().items()}
+        tensors = {
+            f"optimizer/{name}": self.ranks.collect(tensor)
+            for name, tensor in self._optimizer.tensors().items()
+        }
         tensors |= {f"random/{k}": self.ranks.stack(v) for k, v in self._random.tensors.items()}
         if self._carried is not None:
             tensors["carried"] = self.ranks.gather_rows(self._carried)

@@ -48,8 +48,7 @@ class TimeMix(nn.Module):
     finds at kk around instead of only erasing it: for a uniform w and alpha its eigenvalue there is
     w - 2 alpha, -1 for w and alpha near 1, where the plain one ends at -0.455. With a fast decay
     besides it may fall to -1.455, and the state grows: the range is wider than what is stable. What
-    is written, k~, keeps alpha in (0, 1). (Delta-rule models with negative eigenvalues double one
-    factor that scales removal and write alike; in RWKV-7 the two are apart.)
+    is written, k~, keeps alpha in (0, 1).
 
     Attributes:
         state_offset: None, or a parameter `[H, V, K]` added to the state where it is read, y = (S +

@@ -24,7 +24,10 @@ CASES = {
     "documents-fsdp": (DocumentRows, {"parallel": "fsdp", "checkpoint_blocks": True}),
     "streams-ddp": (Streams, {"parallel": "ddp", "backpropagate_windows": 2, "accumulation": 2}),
     "streams-fsdp": (Streams, {"parallel": "fsdp", "backpropagate_windows": 2}),
+    "tables-fsdp": (DocumentRows, {"parallel": "fsdp", "accumulation": 2}),
 }
+# Where blocks read what stands outside of them.
+TABLES = {"tables-fsdp": "matrix"}
 
 
 def build(case: str) -> Trainer:
@@ -35,7 +38,9 @@ def build(case: str) -> Trainer:
     masks = [np.arange(len(document)) > random.integers(0, 12) for document in documents]
     store = TokenStore.from_documents(documents, vocab_size=65, end_of_document=64, masks=masks)
     torch.manual_seed(0)
-    config = LanguageConfig(vocab_size=65, width=32, layers=2, head_size=16)
+    config = LanguageConfig(
+        vocab_size=65, width=32, layers=2, head_size=16, deep_embed=TABLES.get(case, "none")
+    )
     model = LanguageModel(config).double()
     ranks, (source, settings) = Ranks(), CASES[case]
     return Trainer(

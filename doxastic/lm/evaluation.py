@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from doxastic.configuration import ConfigError
-from doxastic.lm.loading import LoadingOptions, load
+from doxastic.lm.loading import LoadingOptions, load, load_start
 from doxastic.options import parse
 from doxastic.progress import PLAIN_SECONDS, clock
 
@@ -58,7 +58,7 @@ class EvaluateOptions:
     field: str = "text"
     """The field of a line of JSONL with the text."""
     state: Path | None = None
-    """A tuned initial state, where every document starts."""
+    """A tuned initial state, where every document of --data starts."""
     batch_size: int = 8
     """Documents read side by side."""
     window: int = 256
@@ -84,37 +84,45 @@ def evaluate(words: Sequence[str]) -> None:
     options = parse(EvaluateOptions, words, "doxastic lm evaluate", _HELP)
     if (options.data is None) == (not options.tasks):
         raise ConfigError("give either --data or --tasks; see doxastic lm evaluate --help")
+    _refuse_unread(options)
     model, tokenizer = load(options.model, options.loading)
     run = _evaluate_tasks if options.tasks else _evaluate_text
     result = {"model": str(options.model), **run(options, model, tokenizer)}
     for name, value in result.items():
         print(f"{name:<18} {value:,.4f}" if isinstance(value, float) else f"{name:<18} {value}")
     if options.output:
-        from doxastic.disk import write_atomically
+        from doxastic.disk import disk_errors, write_atomically
 
         content = json.dumps(result, indent=2, ensure_ascii=False, default=str) + "\n"
-        write_atomically(options.output, content.encode())
+        with disk_errors(options.output):
+            write_atomically(options.output, content.encode())
+
+
+def _refuse_unread(options: EvaluateOptions) -> None:
+    """Raise `ConfigError` for an option that the other kind of evaluation has."""
+    given = {"--limit": options.limit, "--task-folder": options.task_folder}
+    kind, other = "--tasks", "--data"
+    if options.tasks:
+        given, kind, other = {"--state": options.state}, other, kind
+    if unread := [name for name, value in given.items() if value is not None]:
+        raise ConfigError(f"{unread[0]} is for {kind}, and {other} is given; leave one out")
 
 
 def _evaluate_text(
     options: EvaluateOptions, model: LanguageModel, tokenizer: Tokenizer
 ) -> dict[str, Any]:
     from doxastic.language.evaluation import evaluate as evaluate_model
-    from doxastic.language.state_files import load_state
 
     assert options.data is not None  # One of the two was given.
-    file = None if options.state is None else load_state(options.state, model)
-    if file is not None and (file.kind != "initial" or file.state.batch_size != 1):
-        raise ConfigError(
-            f"--state {options.state} holds a state of the kind {file.kind!r}; expected a tuned "
-            "initial state"
-        )
+    start = None
+    if options.state is not None:
+        start = load_start(options.state, model, ("initial",), "a tuned initial state").state
     with tempfile.TemporaryDirectory() as folder:
         store = _open(options, tokenizer, Path(folder) / "store")
         progress = _Progress(shown=not options.quiet)
         score = evaluate_model(
             model, tokenizer, store,
-            state=None if file is None else file.state, batch_size=options.batch_size,
+            state=start, batch_size=options.batch_size,
             window=options.window, progress=progress,
         )  # fmt: skip
         speed = progress.close()

@@ -14,7 +14,7 @@ import tyro
 
 from doxastic.configuration import ConfigError
 from doxastic.language.sampling_config import SamplingConfig
-from doxastic.lm.loading import LoadingOptions, load
+from doxastic.lm.loading import LoadingOptions, load, load_start
 from doxastic.options import parse
 
 if TYPE_CHECKING:
@@ -191,14 +191,8 @@ def _start(options: GenerateOptions, model: LanguageModel) -> tuple[CoreState | 
     """Return the state that the prompts start from, and whether they open documents."""
     if options.state is None:
         return None, options.opens is not False
-    from doxastic.language.state_files import load_state
-
-    file = load_state(options.state, model)
-    if file.state.batch_size != 1 or file.kind not in ("initial", "text"):
-        raise ConfigError(
-            f"--state {options.state} holds a state of the kind {file.kind!r}; expected one of "
-            "--save-state or a tuned initial state"
-        )
+    expected = "one of --save-state or a tuned initial state"
+    file = load_start(options.state, model, ("initial", "text"), expected)
     return file.state, file.kind == "initial" if options.opens is None else options.opens
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,6 +11,7 @@ from doxastic.configuration import ConfigError, read_yaml
 
 if TYPE_CHECKING:
     from doxastic.language.model import LanguageModel
+    from doxastic.language.state_files import Kind, StateFile
     from doxastic.language.tokenizers import Tokenizer
 
 ADAPTER, STATE = "adapter", "state.safetensors"
@@ -25,7 +27,7 @@ class LoadingOptions:
 
     tokenizer: str | None = None
     """bytes, world, world:FILE or a tokenizer.json; by default that of the training run, the
-    tokenizer.json beside the model, or the usual one of a model with as many token ids."""
+    tokenizer.json in the model's folder, or the usual one of a model with as many token ids."""
     device: str = "cpu"
     """Where the model runs: cpu, cuda, cuda:1, ..."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -43,24 +45,26 @@ def load(path: Path, options: LoadingOptions) -> tuple[LanguageModel, Tokenizer]
         options: How to load it.
 
     Raises:
-        ConfigError: The tokenizer has to be named.
+        ConfigError: The tokenizer has to be named, or the device is not there.
         ValueError: The file is no model, or the tokenizer not the model's.
     """
     # Imported here: help and refusals do not wait for torch.
     import torch
 
+    from doxastic.devices import torch_device
     from doxastic.language.adaptation import load_adapter
     from doxastic.language.formats import load_model
     from doxastic.language.prompts import check_vocabulary
     from doxastic.language.tokenizers import load_tokenizer
 
+    device = torch_device(options.device)
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
-    if dtype is None and torch.device(options.device).type == "cpu":
+    if dtype is None and device.type == "cpu":
         dtype = torch.float32
     base, adapter = base_and_adapter(path, options.adapter)
     run = run_of(base)
     stored = base / "model" if run == base else base
-    model = load_model(stored, device=options.device, dtype=None if adapter else dtype)
+    model = load_model(stored, device=device, dtype=None if adapter else dtype)
     if adapter is not None:
         # In half precision small updates would be rounded away, and the base be another one.
         own = model.emb.weight.dtype
@@ -70,6 +74,31 @@ def load(path: Path, options: LoadingOptions) -> tuple[LanguageModel, Tokenizer]
     tokenizer = load_tokenizer(spec)
     check_vocabulary(model, tokenizer)
     return model.eval().requires_grad_(False), tokenizer
+
+
+def load_start(path: Path, model: LanguageModel, kinds: Sequence[Kind], expected: str) -> StateFile:
+    """Return the one state in the file of the option --state.
+
+    Args:
+        path: The file.
+        model: Whose state it is.
+        kinds: What it may have read.
+        expected: Those kinds in words.
+
+    Raises:
+        ConfigError: It is of another kind, or the file holds several.
+        ValueError: The file is damaged, or another model's.
+    """
+    from doxastic.language.state_files import load_state
+
+    file = load_state(path, model)
+    rows = file.state.batch_size
+    if rows != 1 or file.kind not in kinds:
+        what = "a state" if rows == 1 else f"{rows} states"
+        raise ConfigError(
+            f"--state {path} holds {what} of the kind {file.kind!r}; expected {expected}"
+        )
+    return file
 
 
 def base_and_adapter(path: Path, adapter: Path | None) -> tuple[Path, Path | None]:

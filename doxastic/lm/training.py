@@ -115,14 +115,18 @@ def _resume(
     return run_path
 
 
-def _take(folder: RunFolder, which: str, wanted: Experiment, saved: Experiment) -> str:
-    """Lock the run, drop what came after the checkpoint, and return the checkpoint's name."""
+def _take(folder: RunFolder, which: str, wanted: Experiment, saved: Experiment) -> str | None:
+    """Lock the run, drop what came after the checkpoint, and return the checkpoint's name.
+
+    A run that was killed while its text was read has none, and begins.
+    """
     folder.lock()
-    checkpoint = folder.load(which)
-    folder.rewind(checkpoint.step)
+    begins = which == "last" and not folder.has_checkpoint
+    step = 0 if begins else folder.load(which).step
+    folder.rewind(step)
     if wanted != saved:
         folder.write("config.yaml", dump_yaml(to_dict(wanted)).encode())
-    return f"step-{checkpoint.step}"
+    return None if begins else f"step-{step}"
 
 
 def _create(

@@ -19,6 +19,9 @@ from torch import Tensor
 INDEX = "model.safetensors.index.json"
 """The list of the parts of a model that Hugging Face cut into several files."""
 
+# How an archive of torch begins.
+_ARCHIVE = b"PK\x03\x04"
+
 
 class ModelFileError(ValueError):
     """A file that is no model this program can read; the message names file, tensor and remedy."""
@@ -32,7 +35,10 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
     Raises:
         ModelFileError: The file is cut short, holds more than tensors, or is none of torch's.
     """
-    is_archive = zipfile.is_zipfile(path)
+    is_archive = _is_archive(path)
+    if not is_archive and _begins_with(path, _ARCHIVE):
+        # Looking for the end of a short one, PyTorch seeks to before it, as if the disk failed.
+        raise _unreadable(path, is_archive, "")
     try:
         with warnings.catch_warnings():
             # About old versions of pickle, with a request to report them to PyTorch.
@@ -70,6 +76,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ModelFileError: The file is cut short or no safetensors file.
     """
     safetensors = _import_safetensors()
+    if path.is_dir():
+        # The package fails on one without naming it.
+        raise ModelFileError(f"{path} is a folder; expected a safetensors file.")
     try:
         with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -214,6 +223,19 @@ def _alone(tensor: Tensor) -> Tensor:
     return tensor if is_alone else tensor.clone()
 
 
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        # It has an end, with nonsense in it.
+        return False
+
+
+def _begins_with(path: Path, start: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(start)) == start
+
+
 def _unreadable(path: Path, is_archive: bool, reason: str) -> ModelFileError:
     """Return why `torch.load` refused: code, a cut, or no file of torch at all."""
     size = path.stat().st_size
@@ -222,14 +244,12 @@ def _unreadable(path: Path, is_archive: bool, reason: str) -> ModelFileError:
             f"{path} holds code ({code[1]}) beside tensors; expected tensors alone. Code in a "
             "file is never run here: save the model's own state_dict, or as safetensors."
         )
-    with path.open("rb") as file:
-        start = file.read(4)
-    if start == b"PK\x03\x04" and not is_archive:
+    if _begins_with(path, _ARCHIVE) and not is_archive:
         return ModelFileError(
             f"{path} is cut short: it begins as an archive of torch, but its end is missing "
             f"({size:,} bytes). Copy or download it again."
         )
-    if start == b"GGUF":
+    if _begins_with(path, b"GGUF"):
         return ModelFileError(
             f"{path} is a GGUF file of llama.cpp; expected .pth, safetensors or a folder. Take "
             "the checkpoint it was made from."

@@ -25,6 +25,7 @@ from doxastic.language.formats import (
     save_model,
     write_checkpoint,
 )
+from doxastic.language.formats.files import read_safetensors
 from doxastic.language.model import LanguageModel
 
 CONFIG = small_config(64, width=128)
@@ -229,6 +230,32 @@ def test_a_file_that_was_cut_short_says_so(tmp_path, name, length) -> None:
     assert f"{int(length * len(content)):,} bytes" in message
     assert "cut short" in message or "is not a whole safetensors file" in message
     assert "Copy or download it again" in message
+
+
+@pytest.mark.parametrize("length", [5_000, 20_000, 39_000])
+def test_a_short_archive_that_was_cut_says_so_too(tmp_path, length) -> None:
+    # Looking for its end, PyTorch seeks to before the file.
+    path = tmp_path / "model.pth"
+    torch.save({"emb.weight": torch.zeros(10_000)}, path)
+    path.write_bytes(path.read_bytes()[:length])
+    assert (
+        f"is cut short: it begins as an archive of torch, but its end is missing ({length:,}"
+        in (refused(path))
+    )
+
+
+def test_an_archive_that_claims_to_end_on_another_disk_is_refused(tmp_path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save({"emb.weight": torch.zeros(1)}, path)
+    content = path.read_bytes()
+    locator = content.rindex(b"PK\x06\x07") + 4
+    path.write_bytes(content[:locator] + b"\x07\x00\x00\x00" + content[locator + 4 :])
+    assert "Copy or download it again" in refused(path)
+
+
+def test_a_folder_is_not_taken_for_a_safetensors_file(tmp_path) -> None:
+    with pytest.raises(ModelFileError, match="is a folder; expected a safetensors file"):
+        read_safetensors(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -219,10 +219,12 @@ def test_what_belongs_to_another_model_is_refused(model) -> None:
         generate(model, BYTES, ["a"], cache=PromptCache(model), state=model.initial_state(1))
 
 
-@pytest.mark.parametrize("config", [{"temperature": 0}, {}, {"top_p": 0.5}])
-def test_a_model_that_is_broken_says_so(config) -> None:
+@pytest.mark.parametrize("config", [{"temperature": 0}, {}, {"top_p": 0.5}, {"top_k": 3}])
+@pytest.mark.parametrize("place", ["blocks.1.ffn.value.weight", "head.weight"])
+def test_a_model_that_is_broken_says_so(config, place) -> None:
     broken = random_model(small_config(vocab_size=257))
     with torch.no_grad():
-        broken.blocks[1].ffn.value.weight[0, 0] = torch.nan
+        # In the head a single logit is spoilt.
+        broken.get_parameter(place)[5, 0] = torch.nan
     with pytest.raises(ValueError, match="logits are not finite"):
         generate(broken, BYTES, ["ab"], SamplingConfig(**config))

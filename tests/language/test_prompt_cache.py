@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from language_cases import random_model, small_config
 from tolerances import NORMALISED, assert_close
 
+from doxastic.language.formats.files import read_safetensors, write_safetensors
 from doxastic.language.generation import generate
 from doxastic.language.prefill import prefill
 from doxastic.language.prompt_cache import PromptCache
@@ -122,6 +125,11 @@ def test_files_of_other_models_and_kinds_are_refused(model, tmp_path) -> None:
     save_state(path, model.initial_state(1), model)
     with pytest.raises(ValueError, match="kind 'initial'; expected a saved prompt cache"):
         cache.load(path)
+    save_state(path, model.initial_state(1), model, kind="prompts")
+    with pytest.raises(
+        ValueError, match=r"has no prompts\.features; expected a saved prompt cache"
+    ):
+        cache.load(path)
     path.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="not a whole safetensors file"):
         cache.load(path)
@@ -142,6 +150,25 @@ def test_a_state_is_read_by_either_format_of_the_same_model(model, tmp_path) -> 
     assert (file.kind, file.extra["more"].tolist()) == ("text", [1, 1, 1])
     state.save(tmp_path / "plain")
     assert load_state(tmp_path / "plain", model).kind == "initial"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda part: None, r"the part 1\.wkv is missing; expected \[2, 4, 16, 16\] torch.float32"),
+        (lambda part: part.half(), r"is \[2, 4, 16, 16\] torch.float16; expected"),
+        (lambda part: part[:, :3].clone(), r"is \[2, 3, 16, 16\] torch.float32; expected"),
+        (lambda part: part[:1].clone(), r"is \[1, 4, 16, 16\] torch.float32; expected \[2, 4, 16"),
+    ],
+)
+def test_a_part_of_a_state_that_does_not_fit_is_named(model, tmp_path, spoil, message) -> None:
+    path = tmp_path / "state"
+    save_state(path, model.initial_state(2), model)
+    tensors, header = read_safetensors(path)
+    spoilt = spoil(tensors.pop("1.wkv"))
+    write_safetensors(path, tensors if spoilt is None else {**tensors, "1.wkv": spoilt}, header)
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))}: .*{message}"):
+        load_state(path, model)
 
 
 def test_the_identity_is_of_the_values_whatever_their_precision(model, tmp_path) -> None:

@@ -367,6 +367,18 @@ def test_gradients_through_windows_need_batches_that_carry_the_state():
         trainer.update()
 
 
+@pytest.mark.parametrize("token", [VOCABULARY, -1])
+@pytest.mark.parametrize("field", ["tokens", "targets"])
+def test_an_id_out_of_range_is_named_before_it_is_read(field, token):
+    batch = _batch()
+    batch = batch._replace(**{field: getattr(batch, field).clone()})
+    getattr(batch, field)[1, 3] = token
+    trainer = Trainer(_model(), _Given(batch), _config(), held_out=_Given(batch))
+    for attempt in (trainer.update, trainer.evaluate):
+        with pytest.raises(ValueError, match=f"a batch holds the token id {token}; expected 0 to"):
+            attempt()
+
+
 def test_half_precision_weights_are_refused():
     with pytest.raises(ValueError, match=r"emb\.weight and \d+ other .* dtype=torch\.float32"):
         Trainer(_model(torch.bfloat16), _Given(_batch()), _config())

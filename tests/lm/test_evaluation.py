@@ -9,6 +9,7 @@ import torch
 from language_cases import random_model, small_config
 
 from doxastic.configuration import ConfigError
+from doxastic.disk import RunError
 from doxastic.language.evaluation import evaluate as evaluate_model
 from doxastic.language.formats import save_model
 from doxastic.language.state_files import save_state
@@ -102,11 +103,17 @@ def test_progress_tells_the_speed(path, tmp_path, monkeypatch, capsys) -> None:
         (["--data", "{empty}"], "empty"),
         (["--data", "{missing}"], "missing"),
         (["--data", "{text}", "--window", "0"], "window is 0; expected 1 or more"),
+        (["--data", "{text}", "--state", "{two}"], "holds 2 states of the kind 'initial'"),
+        (["--tasks", "x", "--state", "{chat}"], "--state is for --data, and --tasks is given"),
+        (["--data", "{text}", "--limit", "5"], "--limit is for --tasks, and --data is given"),
+        (["--data", "{text}", "--device", "cuda:77"], "which this machine does not have"),
+        (["--data", "{text}", "--output", "{missing}/x"], "cannot write .*missing/x"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(path, tmp_path, words, message) -> None:
     save_state(tmp_path / "chat", MODEL.initial_state(1), MODEL, kind="chat")
+    save_state(tmp_path / "two", MODEL.initial_state(2), MODEL)
     (tmp_path / "empty").touch()
-    names = {name: tmp_path / name for name in ("chat", "empty", "missing")}
-    with pytest.raises((ConfigError, ValueError, OSError), match=message):
+    names = {name: tmp_path / name for name in ("chat", "two", "empty", "missing")}
+    with pytest.raises((ConfigError, ValueError, OSError, RunError), match=message):
         evaluate([path, *(word.format(text=tmp_path / "text.txt", **names) for word in words)])

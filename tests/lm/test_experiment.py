@@ -65,6 +65,7 @@ def test_an_override_replaces_single_values_of_a_section():
             "expected one of auto, windows, packed, documents",
         ),
         ({"data": {"block": 0}}, "block is 0; expected 1 or more"),
+        ({"data": {"suffixes": []}}, r"suffixes is \[\]; expected at least one"),
         ({"data": {"held_out_fraction": 1.0}}, "held_out_fraction is 1.0; expected 0 or more"),
         ({"samples": {"tokens": 0}}, "tokens 0"),
         ({"name": "a/b"}, "expected letters, digits"),

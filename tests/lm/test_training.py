@@ -184,6 +184,15 @@ def test_a_run_killed_within_a_checkpoint_goes_on_from_the_one_before(text, tmp_
     _assert_same_run(whole, folder)
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(run, tmp_path):
+    folder = tmp_path / "killed"
+    (folder / "checkpoints" / ".step-0.123").mkdir(parents=True)
+    (folder / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
+    train(resume=folder, progress=False)
+    _assert_same_run(run, folder)
+    assert not list((folder / "checkpoints").glob(".step-*"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_after_the_update_and_the_run_goes_on(
     number, run, text, tmp_path, monkeypatch
