@@ -15,7 +15,7 @@ from gymnasium import spaces
 
 from doxastic import checkpoints
 from doxastic.checkpoints import Checkpoint, CheckpointError
-from doxastic.disk import RunError
+from doxastic.disk import RunError, write_atomically
 from doxastic.runs import RunFolder
 
 
@@ -241,3 +241,16 @@ def test_no_permission_is_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(RunError, match=r"cannot write .*run: Permission denied; .* a folder"):
         RunFolder.create({}, path=tmp_path / "run")
+
+
+def test_a_link_is_kept_and_a_pipe_is_written_to(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    write_atomically(link, b"new")
+    assert link.is_symlink() and target.read_bytes() == b"new"
+    reader, writer = os.pipe()
+    write_atomically(Path(f"/dev/fd/{writer}"), b"through")
+    assert os.read(reader, 7) == b"through"
+    for end in (reader, writer):
+        os.close(end)

@@ -52,9 +52,11 @@ def turned_space(space: gym.Space[Any]) -> gym.Space[Any]:
     """Return the space that SB3 makes of one: its images with the channels first."""
     if isinstance(space, spaces.Dict):
         return spaces.Dict({key: turned_space(part) for key, part in space.items()})
-    if is_image_space(space) and not is_image_space_channels_first(space):
-        return VecTransposeImage.transpose_space(space)
-    return space
+    if not isinstance(space, spaces.Box) or not is_image_space(space):
+        return space
+    if is_image_space_channels_first(space):
+        return space
+    return VecTransposeImage.transpose_space(space)
 
 
 def _turned_back(observation: Any, space: gym.Space[Any]) -> Any:

@@ -17,6 +17,16 @@ _SIGNS = (
     ),
     (r"lora_[AB]|\.lora_embedding", "is a LoRA adapter", "merge it into its base model first"),
     (
+        r"\.lora_[ab]$|\.state_offset$",
+        "is an adapter of doxastic",
+        "name the model it was trained on, and the adapter with --adapter",
+    ),
+    (
+        r"^\d+\.(wkv|time_shift|channel_shift)$",
+        "is a state",
+        "name the model it belongs to, and the state with --state",
+    ),
+    (
         r"^blocks\.\d+\.qkv\.",
         "is RWKV-7b, with DeepEmbedAttention",
         "RWKV-7 (x070), RWKV-7a and RWKV-8 rc00 are supported",

@@ -1,6 +1,5 @@
 """The policies inside sb3-contrib's RecurrentPPO: sb3-contrib's own cases, written anew."""
 
-
 import numpy as np
 import pytest
 import torch
