@@ -203,8 +203,9 @@ def _first_episodes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return returns and lengths `[N]` of one episode in each environment.
 
-    The policy acts for a shrinking part of them: whenever half of its rows have finished, they are
-    left out. The environments all go on, for their draws to be the same whoever acts.
+    A deterministic policy acts for a shrinking part of them: whenever half of its rows have
+    finished, they are left out. The environments all go on, for their draws to be the same whoever
+    acts; so does a policy that draws.
     """
     policy = agent.policy if isinstance(agent, Agent) else agent
     normalizer = agent.normalizer if isinstance(agent, Agent) else None
@@ -217,7 +218,7 @@ def _first_episodes(
     rows = torch.arange(env.num_envs)
     taken: Tensor | None = None
     for _ in range(max_steps):
-        if 2 * running.sum() <= len(rows):
+        if deterministic and 2 * running.sum() <= len(rows):
             kept = torch.from_numpy(running)[rows]
             rows, state = rows[kept], state[kept.to(device)]
         tensors = to_tensors(observation, env.single_observation_space, device)

@@ -17,7 +17,6 @@ from gymnasium.wrappers import FlattenObservation
 from doxastic.envs.gymnasium import POMDPVectorEnv
 from doxastic.envs.noise import NoiseKind, noise_levels
 from doxastic.envs.posterior import VectorPosterior
-from doxastic.envs.references.posterior_features import posterior_features
 from doxastic.envs.registration import TASKS, make_task, make_vector
 from doxastic.envs.wrappers import (
     CopyData,
@@ -135,6 +134,9 @@ def _make_task(config: EnvConfig) -> POMDPVectorEnv:
 
 def _make_posterior(config: EnvConfig, prior: EnvConfig) -> VectorPosterior:
     """Return environments that show the posterior under the levels of `prior`."""
+    # The references need SciPy, which help and refusals should not wait for.
+    from doxastic.envs.references.posterior_features import posterior_features
+
     env = _make_task(replace(config, previous_action=False))
     task = make_task(prior.id, **_task_arguments(prior))
     return VectorPosterior(env, posterior_features(task))

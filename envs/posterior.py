@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
 from doxastic.envs.gymnasium import POMDPVectorEnv
-from doxastic.envs.references.posterior_features import PosteriorFeatures
 from doxastic.envs.wrappers.episodic import EpisodeTransform, VectorEpisodeWrapper
 from doxastic.envs.wrappers.trees import Rows
+
+if TYPE_CHECKING:
+    from doxastic.envs.references.posterior_features import PosteriorFeatures
 
 _PREFIX = "posterior/"
 
