@@ -129,6 +129,9 @@ def tiny(folder: Path) -> list[str]:
         ("tasks.test.noise", [1.0, 6.0], "tasks.test.noise lacks [4.0]"),
         ("tasks.test.episodes", 50, "episodes is 50; expected at least 200"),
         ("tasks.test.source", "", "best is given without source"),
+        ("tasks.test.stages", ["finale"], "tasks.test.stages: unknown stage 'finale'"),
+        ("tasks.test.settings_of", "tset", "tasks.test.settings_of: unknown task 'tset'"),
+        ("tasks.test.settings_of", "test", "'test', which has no search of its own"),
         ("stages.0.seeds", [0, 1], "an interval over seeds needs at least 3"),
         ("stages.0.seeds", [9, 10, 11], "seeds holds [9], on which the settings are searched"),
         ("stages.0.budget", 1.5, "budget is 1.5; expected a share"),
@@ -380,6 +383,20 @@ def test_the_best_of_a_stage_goes_on_to_the_next(finished):
     assert set(memories) == {"gru", study.best_of(1)}
 
 
+def test_a_task_takes_the_settings_of_another_and_part_in_some_stages(finished):
+    data = changed("stages", [*DATA["stages"], {"name": "final", "seeds": [20, 21, 22]}])
+    data["tasks"]["other"] = {**DATA["tasks"]["test"], "settings_of": "test", "stages": ["final"]}
+    study = Study(study_from_dict(data), finished)
+    search, comparison, final = study.phases()
+    assert {cell.task for cell in search.cells + comparison.cells} == {"test"}
+    assert {cell.task for cell in final.cells} == {"test", "other"}
+    settings = {(cell.task, cell.memory): cell.settings for cell in final.cells}
+    for memory in data["memories"]:
+        assert (
+            settings["other", memory] == settings["test", memory] == study.chosen()["test", memory]
+        )
+
+
 def test_steps_of_a_run_are_read_from_its_last_whole_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert execute._last_step(path) == 0
@@ -388,21 +405,26 @@ def test_steps_of_a_run_are_read_from_its_last_whole_line(tmp_path):
 
 
 def test_a_worker_that_dies_fails_its_job_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
     script = (
         "import json, os, sys\n"
         "for line in sys.stdin:\n"
         "    request = json.loads(line)\n"
         "    if request['job'] == 'die': os._exit(7)\n"
+        "    if request['job'] == 'environment':\n"
+        "        request['arguments']['x'] = os.environ['GLIBC_TUNABLES']\n"
         "    print(json.dumps({'result': request['arguments']['x']}), flush=True)\n"
     )
     (tmp_path / "python").write_text(f"#!{sys.executable}\n{script}")
     (tmp_path / "python").chmod(0o755)
     monkeypatch.setattr("doxastic.studies.pool.sys.executable", str(tmp_path / "python"))
     jobs = [Job(key=str(i), name="echo", arguments={"x": i}) for i in range(4)]
+    jobs.append(Job(key="pages", name="environment", arguments={}))
     jobs.insert(2, Job(key="bad", name="die", arguments={}))
     with Pool(2, tmp_path / "log") as pool:
         answers = {answer.job.key: answer for answer in pool.map(jobs, lambda: None)}
     assert [answers[str(i)].result for i in range(4)] == [0, 1, 2, 3]
+    assert answers["pages"].result == "glibc.malloc.check=0:glibc.malloc.hugetlb=1"
     assert "ended with exit code 7" in str(answers["bad"].error)
 
 

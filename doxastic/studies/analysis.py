@@ -38,6 +38,8 @@ def outcome(study: Study, phase: Phase) -> Outcome:
     tasks, left_out = [], []
     for task in study.config.tasks:
         cells = [cell for cell in phase.cells if cell.task == task]
+        if not cells:
+            continue  # It is none of the stage's.
         finished: dict[str, dict[int, Cell]] = {cell.memory: {} for cell in cells}
         for cell in cells:
             if cell.digest in study.results.records:

@@ -40,6 +40,12 @@ class TaskConfig:
     seeds: int | None = None
     """How many of a stage's seeds the task takes; None for all."""
 
+    stages: tuple[str, ...] | None = None
+    """Stages the task takes part in; None for all."""
+
+    settings_of: str | None = None
+    """Task whose search decides the settings here too; None for a search of its own."""
+
     best: float | None = None
     """Best known return over the levels of training, where `envs/references` has none."""
 
@@ -197,6 +203,7 @@ class StudyConfig:
                     where = f"memories.{name}.tasks"
                     raise ConfigError(f"{where}: {unknown(f'task {task!r}', task, [*self.tasks])}")
         self._check_stages()
+        self._check_tasks()
 
     def _check_stages(self) -> None:
         if not self.stages:
@@ -214,6 +221,24 @@ class StudyConfig:
                 raise ConfigError(
                     f"stages.{stage.name}.seeds holds {sorted(used)}, on which the settings are "
                     "searched; claims need seeds that nothing was chosen on"
+                )
+
+    def _check_tasks(self) -> None:
+        stages = [stage.name for stage in self.stages]
+        for name, task in self.tasks.items():
+            for stage in task.stages or ():
+                if stage not in stages:
+                    where = f"tasks.{name}.stages"
+                    raise ConfigError(f"{where}: {unknown(f'stage {stage!r}', stage, stages)}")
+            source = task.settings_of
+            if source is None:
+                continue
+            where = f"tasks.{name}.settings_of"
+            if source not in self.tasks:
+                raise ConfigError(f"{where}: {unknown(f'task {source!r}', source, [*self.tasks])}")
+            if source == name or self.tasks[source].settings_of is not None:
+                raise ConfigError(
+                    f"{where} is {source!r}, which has no search of its own; name a task that has"
                 )
 
     def _check_memories(self, where: str, names: Iterable[str]) -> None:

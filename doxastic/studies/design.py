@@ -56,7 +56,8 @@ class Design:
             return []
         return [
             self._search_cell(search, task, memory, seed, Settings(rate, entropy))
-            for task in self.config.tasks
+            for task, test in self.config.tasks.items()
+            if test.settings_of is None
             for memory in self.memories_of(task)
             for rate in search.learning_rates
             for entropy in search.entropies
@@ -77,13 +78,22 @@ class Design:
             best: The best memory of `stage.best_of`.
         """
         return [
-            self._cell(stage, task, memory, seed, chosen.get((task, memory)))
+            self._cell(stage, task, memory, seed, chosen.get((self.searched(task), memory)))
             for seed in stage.seeds
             for task in self.config.tasks
-            if seed in self.seeds_of(stage, task)
+            if self.takes_part(stage, task) and seed in self.seeds_of(stage, task)
             for memory in self.memories_of_stage(stage, best)
             if (task, memory) in self._experiments
         ]
+
+    def takes_part(self, stage: StageConfig, task: str) -> bool:
+        """Return whether a task is one of a stage's."""
+        stages = self.config.tasks[task].stages
+        return stages is None or stage.name in stages
+
+    def searched(self, task: str) -> str:
+        """Return the task whose search decides the settings of a task."""
+        return self.config.tasks[task].settings_of or task
 
     def seeds_of(self, stage: StageConfig, task: str) -> tuple[int, ...]:
         """Return the seeds of a task in a stage."""

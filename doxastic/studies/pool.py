@@ -126,7 +126,7 @@ class Pool:
         answers.put((index, Answer(job=job, error=message)))
 
     def _start(self) -> subprocess.Popen[str]:
-        threads = dict.fromkeys(_THREADS, "1")
+        fixed = {**dict.fromkeys(_THREADS, "1"), "GLIBC_TUNABLES": _huge_pages()}
         with self._log.open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "doxastic.studies.worker"],
@@ -135,13 +135,25 @@ class Pool:
                 stderr=log,
                 text=True,
                 encoding="utf-8",
-                env={**os.environ, **threads},
+                env={**os.environ, **fixed},
                 start_new_session=True,
             )
 
 
 # Read by the libraries when they load: a second thread makes networks this small no faster.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def _huge_pages() -> str:
+    """Return the environment's GLIBC_TUNABLES with huge pages for malloc, where it allows them.
+
+    Training allocates and frees some megabytes at every step: in huge pages an update took a
+    fifth less time. Other C libraries, and a choice already made, are left alone.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if "glibc.malloc.hugetlb" in tunables:
+        return tunables
+    return ":".join(filter(None, (tunables, "glibc.malloc.hugetlb=1")))
 
 
 def _close(process: subprocess.Popen[str]) -> None:

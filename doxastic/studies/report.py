@@ -177,8 +177,15 @@ def _search(study: Study) -> str:
         f"{_range(search.seeds)}, "
         f"{search.budget:.0%} of the steps. Mean return over the levels of training, in "
         f"{search.episodes:,} episodes at each that are not those of the test; the best is taken, "
-        f"the smaller of equals.\n\n{tables.search_table(study)}"
+        f"the smaller of equals.{_shared_search(study)}\n\n{tables.search_table(study)}"
     )
+
+
+def _shared_search(study: Study) -> str:
+    """Return which tasks take the settings found on another one."""
+    pairs = [(name, task.settings_of) for name, task in study.config.tasks.items()]
+    said = [f"{name} takes what was found on {source}" for name, source in pairs if source]
+    return f" {'; '.join(said)}." if said else ""
 
 
 def _sizes(study: Study) -> str:
