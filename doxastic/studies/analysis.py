@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from doxastic.agents.study.efficiency import Curve, efficiency_curve
+from doxastic.agents.study.efficiency import Curve, TaskRuns, efficiency_curve, suite_curve
 from doxastic.agents.study.returns import MEASURES, TaskReturns
 from doxastic.agents.study.statistics import Comparison
 from doxastic.runs import RunFolder
@@ -81,17 +81,31 @@ def curves(study: Study, phase: Phase, task: TaskReturns) -> list[Curve]:
     The return is that of the greedy agent on the levels of training where checkpoints are judged,
     otherwise that of the sampling agent over its last 100 episodes.
     """
+    return [efficiency_curve(memory, _runs(study, phase, task, memory)) for memory in task.memories]
+
+
+def suite_curves(study: Study, phase: Phase, tasks: Sequence[TaskReturns]) -> list[Curve]:
+    """Return the curve of the score over all tasks, of every memory that takes part in all."""
     found = []
-    for memory in task.memories:
-        runs = [
-            _training_returns(study, cell)
-            for cell in phase.cells
-            if cell.task == task.task
-            and cell.memory == memory
-            and cell.experiment.seed in task.seeds
-        ]
-        found.append(efficiency_curve(memory, runs))
+    for memory in tasks[0].memories:
+        if all(memory in task.memories for task in tasks):
+            runs = [
+                TaskRuns(_runs(study, phase, task, memory), task.best_mixture, task.scale)
+                for task in tasks
+            ]
+            found.append(suite_curve(memory, runs))
     return found
+
+
+def _runs(
+    study: Study, phase: Phase, task: TaskReturns, memory: str
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return steps and returns in training of a memory's seeds on a task."""
+    return [
+        _training_returns(study, cell)
+        for cell in phase.cells
+        if cell.task == task.task and cell.memory == memory and cell.experiment.seed in task.seeds
+    ]
 
 
 def _returns(

@@ -39,6 +39,8 @@ class Executor:
         self._speeds = Speeds(path, cells, study.config.reference)
         self._clock = Clock(self._speeds, study.results.records)
         self._cells: dict[str, Cell] = {}
+        # All cells as far as choices are made: these change between phases only.
+        self._planned: dict[str, Cell] = {}
         self._left = self._whole = 0.0
 
     def measure(self) -> None:
@@ -109,7 +111,10 @@ class Executor:
             try:
                 for i in range(len(self._study.phases())):
                     # Anew: a stage depends on what the phases before it have chosen.
-                    self._train(self._study.phases()[i], interruption)
+                    phases = self._study.phases()
+                    cells = [cell for phase in phases for cell in phase.cells]
+                    self._planned = {cell.digest: cell for cell in cells}
+                    self._train(phases[i], interruption)
             except TrainingInterrupted as stopped:
                 raise TrainingInterrupted(
                     f"the study is saved in {self._study.folder}; the same command continues it",
@@ -153,10 +158,10 @@ class Executor:
 
     def _refresh(self) -> None:
         """Estimate anew what is left, in seconds of one core."""
-        cells = {cell.digest: cell for phase in self._study.phases() for cell in phase.cells}
-        unfinished = [cell for cell in cells.values() if cell.label not in self._study.failures]
+        cells = list(self._planned.values())
+        unfinished = [cell for cell in cells if cell.label not in self._study.failures]
         self._left = self._clock.seconds(self._study.results.missing(unfinished))
-        self._whole = max(self._clock.seconds(list(cells.values())), 1e-9)
+        self._whole = max(self._clock.seconds(cells), 1e-9)
 
     def _show(self, text: str) -> None:
         begun = sum(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from doxastic.agents.study.efficiency import Curve
 from doxastic.agents.study.returns import MEASURES, TaskReturns
@@ -55,22 +55,27 @@ def plot_noise(comparison: Comparison, look: Mapping[str, Look]) -> Figure:
 def plot_learning(
     curves: Mapping[str, Sequence[Curve]],
     tasks: Sequence[TaskReturns],
+    suite: Sequence[Curve],
     look: Mapping[str, Look],
 ) -> Figure:
-    """Return a figure of the return reached after so many steps, a panel for each task."""
-    figure, panels = panels_of([task.task for task in tasks])
+    """Return a figure of the return reached after so many steps, a panel for each task.
+
+    Args:
+        curves: Curves of the memories by task.
+        tasks: The tasks.
+        suite: Curves of the score over all tasks, drawn in a first panel; empty for none.
+        look: Looks of the memories.
+    """
+    titles = [task.task for task in tasks]
+    figure, panels = panels_of([*(["all tasks: score"] if suite else []), *titles])
+    if suite:
+        axes = panels.pop(0)
+        _draw_curves(axes, suite, 1.0, look)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], -0.1))
     for axes, task in zip(panels, tasks, strict=True):
-        for curve in curves[task.task]:
-            style = look[curve.memory]
-            axes.plot(curve.steps, curve.value, color=style.color, linewidth=line_width(style))
-            if style.is_named:
-                axes.fill_between(
-                    curve.steps, curve.low, curve.high, color=style.color, alpha=0.15, linewidth=0
-                )
-        axes.axhline(task.best_mixture, color=FAINT, linestyle=DASHES, linewidth=1.3)
-        axes.set_xlim(left=0)
+        _draw_curves(axes, curves[task.task], task.best_mixture, look)
         axes.xaxis.set_major_formatter(FuncFormatter(_count))
-        axes.xaxis.set_major_locator(MaxNLocator(5))
         _from_random(axes, task)
     figure.supylabel("Return on the levels of training, IQM", color=INK, fontsize=10)
     figure.supxlabel("Environment steps; bands: 95 % intervals over seeds", color=INK, fontsize=10)
@@ -101,6 +106,21 @@ def plot_profiles(comparison: Comparison, look: Mapping[str, Look]) -> Figure:
     )  # fmt: skip
     add_legend(figure, handles_of(look, marked=False))
     return figure
+
+
+def _draw_curves(
+    axes: Axes, curves: Sequence[Curve], best: float, look: Mapping[str, Look]
+) -> None:
+    for curve in curves:
+        style = look[curve.memory]
+        axes.plot(curve.steps, curve.value, color=style.color, linewidth=line_width(style))
+        if style.is_named:
+            axes.fill_between(
+                curve.steps, curve.low, curve.high, color=style.color, alpha=0.15, linewidth=0
+            )
+    axes.axhline(best, color=FAINT, linestyle=DASHES, linewidth=1.3)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
 
 
 def _draw_levels(

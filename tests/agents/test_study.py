@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from doxastic.agents.study import references
-from doxastic.agents.study.efficiency import efficiency_curve, steps_to
+from doxastic.agents.study.efficiency import TaskRuns, efficiency_curve, steps_to, suite_curve
 from doxastic.agents.study.resampling import interval, resampled_means
 from doxastic.agents.study.returns import TaskReturns
 from doxastic.agents.study.statistics import (
@@ -204,6 +204,26 @@ def test_curve_is_interpolated_to_the_steps_all_runs_have():
     assert (curve.low <= curve.value).all() and (curve.value <= curve.high).all()
     assert steps_to(curve, 1.5) == pytest.approx(160, abs=2)
     assert steps_to(curve, 5.0) is None
+
+
+def test_curve_over_tasks_is_of_scores_and_shares_of_the_steps():
+    short = [(np.array([50.0, 100.0]), np.array([0.0, 1.0]))] * 3
+    long = [(np.array([500.0, 1000.0]), np.array([-10.0, 0.0]))] * 3
+    tasks = [TaskRuns(short, best=1.0, scale=1.0), TaskRuns(long, best=0.0, scale=10.0)]
+    curve = suite_curve("a", tasks)
+    assert (curve.steps[0], curve.steps[-1]) == (0.5, 1.0)
+    # Half way, every run has scored half of the best.
+    np.testing.assert_allclose(curve.value, 2 * curve.steps - 1, atol=1e-12)
+    np.testing.assert_allclose([curve.low, curve.high], [curve.value] * 2, atol=1e-12)
+
+
+def test_every_task_weighs_alike_in_the_curve_over_tasks():
+    def runs(value: float, count: int) -> TaskRuns:
+        return TaskRuns([(np.array([1.0, 2.0]), np.full(2, value))] * count, best=1.0, scale=1.0)
+
+    # The middle half of the weight is half of each task's, whatever their numbers of runs.
+    curve = suite_curve("a", [runs(0.0, 9), runs(1.0, 3)])
+    np.testing.assert_allclose(curve.value, 0.5, atol=1e-12)
 
 
 def test_reference_of_the_sequential_test_is_its_optimum(monkeypatch):
