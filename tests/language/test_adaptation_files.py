@@ -31,8 +31,10 @@ def _base(seed: int = 0, **changes) -> LanguageModel:
     return random_model(small_config(**changes), seed)
 
 
-def _adapted(*, lora: bool = True, offset: bool = False) -> LanguageModel:
-    model = _base()
+def _adapted(
+    model: LanguageModel | None = None, *, lora: bool = True, offset: bool = False
+) -> LanguageModel:
+    model = _base() if model is None else model
     if lora:
         config = LoRAConfig(rank=3, alpha=5.0, targets=("blocks.*.att.key", "head"))
         apply_lora(model, config, torch.Generator().manual_seed(0))
@@ -114,10 +116,16 @@ def test_another_base_is_refused_and_left_alone(tmp_path, other, message):
 
 
 def test_a_base_in_half_precision_is_the_one_it_was_trained_on(tmp_path):
-    model = _base().bfloat16().float()
-    apply_lora(model, LoRAConfig(rank=2))
+    model = _adapted(_base().bfloat16().float())
     save_adapter(model, tmp_path)
-    load_adapter(_base().bfloat16(), tmp_path)
+    half = _base().bfloat16()
+    load_adapter(half, tmp_path)
+    assert {tensor.dtype for tensor in half.state_dict().values()} == {
+        torch.bfloat16,
+        torch.float32,
+    }
+    assert_same_tensors(half.float().state_dict(), model.state_dict())
+    assert torch.equal(half(TOKENS)[0], model(TOKENS)[0])
 
 
 def _rewritten(folder, change) -> None:
