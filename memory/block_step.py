@@ -50,7 +50,8 @@ class BlockStep:
         width, hidden = block.att.w1.shape[0], block.ffn.key.out_features
         ranks = (block.get_parameter(f"{path[:-1]}1").shape[1] for path in (*_RANKED, value[0]))
         self._sizes = (width, block.att.head_size, hidden, *ranks)
-        self._time_mix = block.att
+        self._offset = _slot(block, "att.state_offset")
+        self._offset_shape = (block.att.heads, block.att.head_size, block.att.head_size)
         self._places = tuple(
             layout.offset(f"{layer}.{name}") for name in ("time_shift", "wkv", "channel_shift")
         )
@@ -64,16 +65,24 @@ class BlockStep:
         return all(size % lanes == 0 for size in self._sizes[:3])
 
     def addresses(self) -> list[int] | None:
-        """Return where the parameters are, or None, logged once, if the kernel cannot read them."""
-        if self._time_mix.state_offset is not None:
-            _log("the time mix has a state offset")
-            return None
+        """Return where the parameters are, or None, logged once, if the kernel cannot read them.
+
+        The last one is the state offset's, 0 where there is none.
+        """
         try:
             tensors = [parameters[name] for parameters, name in self._slots]
+            offset = self._offset[0][self._offset[1]]
         except KeyError:
             _log("a parameter was replaced by a computed one")
             return None
+        if offset is not None:
+            if offset.shape != self._offset_shape:
+                # The modules say what is wrong with it.
+                return None
+            tensors.append(offset)
         addresses = [tensor.data_ptr() for tensor in tensors]
+        if offset is None:
+            addresses.append(0)
         if addresses != self._seen:
             if not all(map(_is_readable, tensors)):
                 _log("a parameter is not contiguous float32 on the CPU")

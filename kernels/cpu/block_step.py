@@ -171,6 +171,14 @@ def _head(e, o, K, r, w, key, v, a, b, new, u, y):
 
 
 @compiled
+def _add_read(o, K, r, e, offset, y):
+    """Add O r[o] to y[o] for the matrix O `[K, K]` at offset[e]."""
+    for j in range(0, K, LANES):
+        more = products(r, o, 0, offset, e + j * K, K, K)
+        store(y, o + j, add(load(y, o + j), more))
+
+
+@compiled
 def block_step(
     first, last, C, K, hidden, rank_w, rank_a, rank_g, rank_v, S, at_time, at_wkv, at_channel,
     has_first, is_last, layer_eps, eps,
@@ -179,12 +187,14 @@ def block_step(
     p_w0, p_w1, p_w2, p_a0, p_a1, p_a2, p_v0, p_v1, p_v2, p_g1, p_g2, p_k_k, p_k_a, p_r_k,
     p_receptance, p_key_weight, p_value_weight, p_output, p_ln_weight, p_ln_bias,
     p_ln2_weight, p_ln2_bias, p_channel_mix, p_ffn_key, p_ffn_value, p_out_weight, p_out_bias,
+    p_offset,
 ):  # fmt: skip
     """Take rows `first` to `last` of x `[B, C]` through the block.
 
     `state` and `new` are flat `[B, S]`, with the block's parts at `at_time`, `at_wkv` and
     `at_channel`. `v_first` is written by the first layer and read by later ones; the last one
-    also applies the core's closing layer norm.
+    also applies the core's closing layer norm. An offset `[H, V, K]`, at the address 0 for none, is
+    added to the matrix state where it is read.
     """
     x, state, v_first, out, new = (
         floats(p_x),
@@ -230,7 +240,7 @@ def block_step(
         floats(p_out_weight),
         floats(p_out_bias),
     )
-    reset = flags(p_reset)
+    offset, reset = floats(p_offset), flags(p_reset)
     H, widest = C // K, max(rank_w, rank_a, rank_v, rank_g)
     down_w, down_a = _gathered(w1, C, rank_w), _gathered(a1, C, rank_a)
     down_g = _gathered(g1, C, rank_g)
@@ -305,6 +315,8 @@ def block_step(
             for head in range(H):
                 o = row * C + head * K
                 _head(q + head * size_h, o, K, r, w, key, v, a, b, new, u, y)
+                if p_offset:
+                    _add_read(o, K, r, head * size_h, offset, y)
         _after(0, 1, n, H, K, eps, y, r, key, v, gate, r_k, ln_weight, ln_bias, z)
         _linear(z, n, C, output, mixed, C)
         for row in range(n):

@@ -14,7 +14,7 @@ def add_state_offset(model: LanguageModel) -> None:
 
     With the offset O a head reads y = (S + O) r: a constant memory, which unlike a tuned initial
     state neither decays nor is written over. It survives resets too, so any batches train it. The
-    fused layer and the compiled step do not know it: the model decodes by its modules.
+    fused layer does not know it, but the compiled step does: reading gets slower, decoding hardly.
 
     Raises:
         ValueError: The model has offsets already.

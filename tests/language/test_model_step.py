@@ -87,15 +87,36 @@ def test_the_step_leaves_the_given_state_alone(compiled_only):
     assert torch.equal(first, second)
 
 
-def offset(model):
-    model.blocks[1].att.state_offset = nn.Parameter(torch.randn(2, 32, 32))
+@pytest.mark.parametrize("rows", [1, 2, 5, 17])
+def test_a_state_offset_is_read_in_the_compiled_step(compiled_only, rows):
+    model, (tokens, _) = make(3), sample(rows)
+    before, _ = model.step(tokens[:, 0], model.initial_state(rows))
+    for layer in (0, 2):
+        model.blocks[layer].att.state_offset = nn.Parameter(torch.randn(2, 32, 32))
+    after, _ = model.step(tokens[:, 0], model.initial_state(rows))
+    assert (after - before).abs().max() > 1e-2
+    assert_steps_equal_the_sequence(model, rows)
+    for layer in (0, 2):
+        model.blocks[layer].att.state_offset = None
+    assert torch.equal(model.step(tokens[:, 0], model.initial_state(rows))[0], before)
+
+
+def test_a_state_offset_of_another_shape_is_never_read_by_the_compiled_step():
+    model, (tokens, _) = make(), sample()
+    model.blocks[0].att.state_offset = nn.Parameter(torch.zeros(32, 32))
+    with pytest.raises(ValueError, match=r"offset has shape \[32, 32\]"):
+        model.step(tokens[:, 0], model.initial_state(3))
+
+
+def strided(model):
+    model.blocks[1].att.state_offset = nn.Parameter(torch.randn(2, 32, 32).mT)
 
 
 def double(model):
     model.blocks[0].att.output = nn.Sequential(model.blocks[0].att.output, nn.Linear(64, 64))
 
 
-REASONS = {offset: "the time mix has a state offset", double: "a submodule was replaced"}
+REASONS = {strided: "a parameter is not contiguous", double: "a submodule was replaced"}
 
 
 @pytest.mark.parametrize("change", REASONS, ids=lambda change: change.__name__)
