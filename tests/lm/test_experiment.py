@@ -37,6 +37,12 @@ def test_the_presets_are_those_documented():
     assert rates == (1e-3, 1e-4)
 
 
+@pytest.mark.parametrize("name", preset_names(PRESETS))
+def test_a_preset_of_a_small_model_takes_one_thread(name):
+    # Several wait for each other where the machine has other work to do.
+    assert load_preset(name).threads == 1
+
+
 def test_sizes_left_open_follow_the_width():
     config = override(Experiment(), {"model": {"width": 256}}).model.build(300)
     assert (config.vocab_size, config.hidden_size) == (300, 1024)
