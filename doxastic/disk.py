@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +15,13 @@ class RunError(RuntimeError):
 
 
 @contextlib.contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn what the disk refuses into a `RunError` with its remedy."""
+def disk_errors(folder: Path, options: str = "train: --run-dir, plot: --output") -> Iterator[None]:
+    """Turn what the disk refuses into a `RunError` with its remedy.
+
+    Args:
+        folder: What is written, or the folder of it.
+        options: Where another one is chosen on the command line.
+    """
     try:
         yield
     except OSError as error:
@@ -25,10 +31,34 @@ def disk_errors(folder: Path) -> Iterator[None]:
             errno.EDQUOT: "free some of your quota",
             errno.EACCES: "change its permissions, or choose a folder you may write",
             errno.EROFS: "choose a folder you may write",
+            errno.EISDIR: "choose the name of a file",
         }
         remedy = remedies.get(error.errno or 0, "check the folder, or choose another")
-        options = " (train: --run-dir, plot: --output)" if "choose" in remedy else ""
-        raise RunError(f"cannot write {folder}: {reason}; {remedy}{options}") from error
+        where = f" ({options})" if "choose" in remedy else ""
+        raise RunError(f"cannot write {folder}: {reason}; {remedy}{where}") from error
+
+
+def check_output(path: Path, option: str) -> None:
+    """Raise at once what would keep a file from being written after the work for it.
+
+    Args:
+        path: The file; folders on the way to it need not be there yet.
+        option: The option that names it, for the message.
+
+    Raises:
+        RunError: It is a folder, or the disk takes no file there.
+    """
+    with disk_errors(path, option):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if path.exists() and not path.is_file():
+            # A device or a pipe, which is written to where it stands.
+            return
+        folder = Path(os.path.realpath(path)).parent
+        while not folder.exists():
+            folder = folder.parent
+        # What may be written is told by writing: of network disks, permissions say little.
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 def write_durably(path: Path, content: bytes) -> None:

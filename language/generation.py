@@ -5,21 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from doxastic.language.continuation import Continuation, Reason
 from doxastic.language.model import LanguageModel
 from doxastic.language.prefill import prefill
 from doxastic.language.prompt_cache import PromptCache
 from doxastic.language.prompts import Prompt, absent_ids, check_vocabulary, encode_prompts
 from doxastic.language.sampling import Sampler, SamplingConfig
-from doxastic.language.tokenizers.base import StreamDecoder, Tokenizer
+from doxastic.language.tokenizers.base import Tokenizer
 from doxastic.memory.state import CoreState
-
-Reason = Literal["end_of_document", "stop", "length"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +147,7 @@ def decode(
     said = [sequence[(sequence != end) & (sequence < vocab)] for sequence in sequences]
     sampler = Sampler(sampling, said, vocab, streams, device)
     rows = [
-        _Row(number, len(sequence), tokenizer, sampling)
+        Continuation(number, len(sequence), tokenizer, sampling)
         for number, sequence in enumerate(sequences)
     ]
     absent = absent_ids(tokenizer).to(device)
@@ -197,7 +196,7 @@ def _check_cache(cache: PromptCache, model: LanguageModel, state: CoreState | No
 
 def _last_pieces(
     model: LanguageModel,
-    rows: Sequence[_Row],
+    rows: Sequence[Continuation],
     ended: Mapping[int, str],
     tokens: Tensor,
     state: CoreState,
@@ -221,55 +220,3 @@ def _last_pieces(
             "".join(row.pieces), row.tokens, row.reason, row.prompt_tokens, last.index([index])
         )
         yield Piece(row.number, text, generation)
-
-
-class _Row:
-    """The text of one row: bytes wait for their character, text waits while it may be a stop."""
-
-    def __init__(
-        self, number: int, prompt_tokens: int, tokenizer: Tokenizer, sampling: SamplingConfig
-    ) -> None:
-        self.number, self.prompt_tokens = number, prompt_tokens
-        self.tokens: list[int] = []
-        self.pieces: list[str] = []
-        self.reason: Reason | None = None
-        self._decoder = StreamDecoder(tokenizer)
-        self._end = tokenizer.end_of_document
-        self._stop, self._limit = sampling.stop, sampling.max_new_tokens
-        self._held = ""
-
-    def push(self, token: int) -> str:
-        """Take a token and return the text to show now; `reason` says whether the row has ended."""
-        if token == self._end:
-            self.reason, text = "end_of_document", self._rest()
-        else:
-            self.tokens.append(token)
-            text = self._release(self._decoder.push(token))
-            if self.reason is None and len(self.tokens) == self._limit:
-                self.reason, text = "length", text + self._rest()
-        if text:
-            self.pieces.append(text)
-        return text
-
-    def _rest(self) -> str:
-        """Return the text that waits, as nothing comes any more."""
-        return self._held + self._decoder.finish()
-
-    def _release(self, text: str) -> str:
-        """Return waiting and new text up to a stop string, or to what may be its beginning."""
-        if not self._stop:
-            return text
-        text = self._held + text
-        starts = [start for stop in self._stop if (start := text.find(stop)) >= 0]
-        if starts:
-            self.reason = "stop"
-            return text[: min(starts)]
-        held = max(_overlap(text, stop) for stop in self._stop)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held]
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Return how many of the last characters of `text` are the first ones of `stop`."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if stop.startswith(text[-n:])), 0)

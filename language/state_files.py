@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from doxastic.language.config import LanguageConfig
-from doxastic.language.formats.files import read_safetensors, write_safetensors
+from doxastic.language.formats.files import read_safetensors
+from doxastic.language.formats.replacing import write_safetensors
 from doxastic.language.model import LanguageModel
 from doxastic.memory.state import CoreState, StateLayout
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from doxastic.configuration import ConfigError
+from doxastic.disk import check_output
 from doxastic.lm.loading import base_and_adapter
 from doxastic.options import parse
 
@@ -77,8 +78,10 @@ def convert(words: Sequence[str]) -> None:
     import torch
 
     from doxastic.language.formats import convert as convert_model
-    from doxastic.language.formats import write_checkpoint
+    from doxastic.language.formats import destination, write_checkpoint
 
+    _, weights = destination(options.destination, options.format)
+    check_output(weights, "DESTINATION")
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     source, adapter = base_and_adapter(options.source, options.adapter)
     source = _model_in(source)

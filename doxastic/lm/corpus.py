@@ -48,7 +48,7 @@ def open_corpus(config: DataConfig, tokenizer: Tokenizer, run: Path, ranks: Rank
         ranks: The processes, which all see that folder.
 
     Raises:
-        ConfigError: If no text is named.
+        ConfigError: If no text is named, or it is too short to hold some of it out.
         ValueError: If the text cannot be used.
         OSError: If a file cannot be read, or the disk refuses.
     """
@@ -61,7 +61,13 @@ def open_corpus(config: DataConfig, tokenizer: Tokenizer, run: Path, ranks: Rank
         return Corpus(store, _store(config.held_out, beside, config, tokenizer, ranks))
     if config.held_out_fraction == 0.0:
         return Corpus(store, None)
-    return Corpus(*store.split(config.held_out_fraction))
+    try:
+        return Corpus(*store.split(config.held_out_fraction))
+    except ValueError as error:
+        raise ConfigError(
+            f"data: {error} Name another text for evaluation with --data.held-out, or evaluate "
+            "on none with --data.held-out-fraction 0"
+        ) from error
 
 
 def build_source(
@@ -89,12 +95,31 @@ def build_source(
     elif kind == "auto":
         is_few = len(store.documents) < _DOCUMENTS_PER_ROW * config.batch_size
         kind = "windows" if is_few else "packed"
+    if kind == "windows":
+        # Where documents may not begin inside a row, they are read one a row.
+        other = "documents" if tunes_start else "packed"
+        _check_length(store, config.block, for_evaluation, other)
     source = _SOURCES[kind]
     try:
         return source(store, config.batch_size, config.block, seed, ranks.rank, ranks.world)
     except ValueError as error:
         which = "the held-out text" if for_evaluation else "data"
         raise ConfigError(f"{which}: {error}") from error
+
+
+def _check_length(store: TokenStore, block: int, for_evaluation: bool, other: str) -> None:
+    """Raise `ConfigError` if no window of a block and the target of its last token fits."""
+    tokens = len(store)
+    if tokens > block:
+        return
+    which, more = "data", "give more text with --data,"
+    if for_evaluation:
+        which, more = "the held-out text", "name a longer text with --data.held-out, give"
+    shorter = f"--data.block {max(tokens - 1, 1)} or less"
+    raise ConfigError(
+        f"{which} has {tokens:,} tokens, and windows of data.block = {block:,} tokens need "
+        f"{block + 1:,}; {more} {shorter}, or --data.batches {other}"
+    )
 
 
 def _alone(kind: str, store: TokenStore, block: int) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from doxastic.configuration import ConfigError
+from doxastic.disk import check_output, disk_errors, write_atomically
 from doxastic.lm.loading import LoadingOptions, load, load_start
 from doxastic.options import parse
 from doxastic.progress import PLAIN_SECONDS, clock
@@ -70,7 +71,7 @@ class EvaluateOptions:
     limit: int | None = None
     """Examples of each task; by default all."""
     output: Path | None = None
-    """Write the result as JSON too."""
+    """Write the result to this file as JSON too."""
     quiet: bool = False
     """Show no progress."""
     loading: Annotated[LoadingOptions, tyro.conf.arg(name="")] = dataclasses.field(
@@ -85,16 +86,17 @@ def evaluate(words: Sequence[str]) -> None:
     if (options.data is None) == (not options.tasks):
         raise ConfigError("give either --data or --tasks; see doxastic lm evaluate --help")
     _refuse_unread(options)
+    if options.output:
+        check_output(options.output, "--output")
     model, tokenizer = load(options.model, options.loading)
     run = _evaluate_tasks if options.tasks else _evaluate_text
     result = {"model": str(options.model), **run(options, model, tokenizer)}
     for name, value in result.items():
         print(f"{name:<18} {value:,.4f}" if isinstance(value, float) else f"{name:<18} {value}")
     if options.output:
-        from doxastic.disk import disk_errors, write_atomically
-
         content = json.dumps(result, indent=2, ensure_ascii=False, default=str) + "\n"
-        with disk_errors(options.output):
+        with disk_errors(options.output, "--output"):
+            options.output.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(options.output, content.encode())
 
 

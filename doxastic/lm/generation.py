@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from doxastic.configuration import ConfigError
+from doxastic.disk import check_output
 from doxastic.language.sampling_config import SamplingConfig
 from doxastic.lm.loading import LoadingOptions, load, load_start
 from doxastic.options import parse
@@ -128,6 +129,9 @@ def generate(words: Sequence[str]) -> None:
     prompts = _prompts(options)
     if options.save_state and len(prompts) > 1:
         raise ConfigError(f"--save-state is for one continuation; {len(prompts)} are asked for")
+    for option, path in (("--save-state", options.save_state), ("--cache", options.cache)):
+        if path is not None:
+            check_output(path, option)
     model, tokenizer = load(options.model, options.loading)
     from doxastic.language.generation import stream
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 ADAPTER, STATE = "adapter", "state.safetensors"
 """Where a run leaves what it learnt beside a base model."""
 
+# What a run or a file may hold beside a model.
+_LORA, _OFFSETS, _STATE = "a LoRA adapter", "state offsets", "a state"
 # Vocabulary of a model -> the tokenizer it was made with, where nothing names another.
 _BY_VOCABULARY = {257: "bytes", 65530: "world", 65536: "world"}
 
@@ -122,6 +125,48 @@ def base_and_adapter(path: Path, adapter: Path | None) -> tuple[Path, Path | Non
     if adapter is not None and (adapter / ADAPTER).is_dir():
         adapter = adapter / ADAPTER
     return path, adapter
+
+
+def refuse_learnt(path: Path) -> None:
+    """Return unless what is to be fine-tuned is what was learnt beside a model, without the model.
+
+    Args:
+        path: A run, a folder or a file that holds no model.
+
+    Raises:
+        ConfigError: It holds an adapter or a state; the message has the command that merges LoRA,
+            or says which model to name instead.
+    """
+    places = (path / ADAPTER / "adapter.safetensors", path / "adapter.safetensors", path / STATE)
+    file = next((place for place in (path, *places) if place.is_file()), None)
+    what = None if file is None else _learnt(file)
+    if file is None or what is None:
+        return
+    folder = file.parent.parent if file.parent.name == ADAPTER else file.parent
+    run = folder if (folder / "config.yaml").is_file() else None
+    if what == _LORA:
+        merged = f"{folder if run else path.with_suffix('')}-merged"
+        source = [str(run)] if run else ["BASE", "--adapter", str(path)]
+        command = shlex.join(["doxastic", "lm", "convert", source[0], merged, *source[1:]])
+        base = "" if run else ", where BASE is the model it was learnt on"
+        remedy = f"merge it into its base with {command}{base}, and give --model {merged}"
+    else:
+        base = f", --model {_base(run)}" if run else ""
+        remedy = f"no weight can take that in: fine-tune the model it was learnt on{base}"
+    raise ConfigError(f"{path} holds {what} and no model; {remedy}")
+
+
+def _learnt(file: Path) -> str | None:
+    """Return what was learnt beside a model and is in the file, or None for anything else."""
+    from doxastic.language.formats.files import ModelFileError, read_safetensors
+
+    try:
+        names = read_safetensors(file)[0]
+    except ModelFileError:
+        return None
+    kinds = {"state_offset": _OFFSETS, "lora_a": _LORA, "wkv": _STATE}
+    ends = {name.rpartition(".")[2] for name in names}
+    return next((what for end, what in kinds.items() if end in ends), None)
 
 
 def _base(run: Path) -> Path:

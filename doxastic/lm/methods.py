@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from doxastic.configuration import ConfigError, nearest
+from doxastic.configuration import ConfigError, nearest, to_dict
 from doxastic.lm.experiment import AdaptationConfig
 from doxastic.lm.loading import ADAPTER, STATE
 
@@ -72,7 +72,6 @@ class LoRATuning:
 
     def __init__(self, config: AdaptationConfig) -> None:
         self._config = config.lora
-        _refuse_patterns(config)
 
     def prepare(self, model: LanguageModel) -> None:
         """Attach the updates."""
@@ -94,7 +93,7 @@ class StateOffsetTuning:
     """A matrix that is added to the state of every head where it is read learns."""
 
     def __init__(self, config: AdaptationConfig) -> None:
-        _refuse_patterns(config)
+        """Take nothing: it has no options."""
 
     def prepare(self, model: LanguageModel) -> None:
         """Attach the offsets."""
@@ -116,7 +115,6 @@ class StateTuning:
 
     def __init__(self, config: AdaptationConfig) -> None:
         self._shifts = config.state_shifts
-        _refuse_patterns(config)
 
     def prepare(self, model: LanguageModel) -> InitialState:
         """Freeze the model and return the state."""
@@ -147,9 +145,16 @@ METHODS: dict[str, Callable[[AdaptationConfig], Adaptation]] = {
 }
 """The ways of training, by the name in `AdaptationConfig.method`."""
 
+# What else is in an `AdaptationConfig` -> the method that reads it.
+_READ_BY = {"trainable": "full", "frozen": "full", "lora": "lora", "state_shifts": "state"}
+
 
 def build_method(config: AdaptationConfig) -> Adaptation:
-    """Return the way of training of that name, or raise `ConfigError`."""
+    """Return the way of training of that name.
+
+    Raises:
+        ConfigError: There is none, it needs a model, or an option is set that it does not read.
+    """
     if config.method not in METHODS:
         match = nearest(config.method, METHODS)
         hint = f"did you mean {match}?" if match else f"expected one of {', '.join(METHODS)}"
@@ -159,15 +164,23 @@ def build_method(config: AdaptationConfig) -> Adaptation:
             f"adaptation.method is {config.method!r}, which leaves the model as it is, and "
             "adaptation.base names none; give one that was trained, with --model"
         )
+    _refuse_unread(config)
     return METHODS[config.method](config)
 
 
-def _refuse_patterns(config: AdaptationConfig) -> None:
-    """Raise `ConfigError` for patterns of parameters where none of the model's own learn."""
-    if config.trainable != ("*",) or config.frozen:
+def _refuse_unread(config: AdaptationConfig) -> None:
+    """Raise `ConfigError` for an option of another method that is not at its default."""
+    given, usual = to_dict(config), to_dict(AdaptationConfig())
+    for section, method in _READ_BY.items():
+        if method == config.method or given[section] == usual[section]:
+            continue
+        key, value = f"adaptation.{section}", given[section]
+        if isinstance(value, dict):
+            odd = next(name for name in value if value[name] != usual[section][name])
+            key, value = f"{key}.{odd}", value[odd]
         raise ConfigError(
-            f"adaptation.trainable and adaptation.frozen are for the method full; "
-            f"{config.method} freezes every parameter of the model"
+            f"{key} is {value!r}, which only the method {method} reads, and adaptation.method is "
+            f"{config.method!r}; leave it out, or choose --method {method}"
         )
 
 

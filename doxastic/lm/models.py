@@ -15,7 +15,7 @@ from doxastic.language.model import LanguageModel
 from doxastic.language.objective import StartState
 from doxastic.language.tokenizers import Tokenizer, load_tokenizer
 from doxastic.lm.experiment import Experiment, ModelConfig, from_dict
-from doxastic.lm.loading import run_of, tokenizer_spec
+from doxastic.lm.loading import refuse_learnt, run_of, tokenizer_spec
 from doxastic.lm.methods import Adaptation, build_method
 from doxastic.runs import RunFolder
 
@@ -52,11 +52,15 @@ def build(experiment: Experiment) -> Adapted:
 def _given_model(path: Path) -> tuple[LanguageModel, Callable[[], str]]:
     """Return a model that stands on the disk, and what names the tokenizer it was made with."""
     # Imported here: a new model needs no reader of files.
-    from doxastic.language.formats import load_model
+    from doxastic.language.formats import ModelFileError, load_model
 
     run = run_of(path)
-    # Whatever it was stored in: in half precision the small steps of training would vanish.
-    model = load_model(path / "model" if run == path else path, dtype=torch.float32)
+    try:
+        # Whatever it was stored in: in half precision the small steps of training would vanish.
+        model = load_model(path / "model" if run == path else path, dtype=torch.float32)
+    except ModelFileError:
+        refuse_learnt(path)
+        raise
     return model, lambda: tokenizer_spec(path, run, model.config.vocab_size)
 
 

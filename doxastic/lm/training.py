@@ -5,23 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from doxastic.configuration import ConfigError, dump_yaml, to_dict
 from doxastic.devices import threads, torch_device
 from doxastic.language.distributed import Ranks, process_group
-from doxastic.language.token_store import check_vocabulary
-from doxastic.language.trainer import Trainer
-from doxastic.lm.corpus import build_source, open_corpus
 from doxastic.lm.experiment import Experiment, from_dict, load_preset, override
+from doxastic.lm.job import Job, prepare
 from doxastic.lm.loop import Loop
-from doxastic.lm.models import Adapted, build, load, resolved, unfit
-from doxastic.lm.samples import build_sampler
-from doxastic.progress import Display, make_reporter
+from doxastic.lm.models import build, load, resolved
 from doxastic.runs import RunFolder, run_and_checkpoint
 
 # What a resumed run may change: the rest would make the saved weights or positions unfit.
@@ -69,9 +65,9 @@ def train(
         adapted = build(wanted)
         wanted = resolved(wanted, adapted)
         run, path = _create(wanted, run_dir, ranks, stack)
-        job = _Job(wanted, adapted, run, path, device, ranks)
+        job = Job(wanted, adapted, run, path, device, ranks)
         try:
-            loop = _prepare(job, progress)
+            loop = prepare(job, progress)
         except BaseException:
             # Nothing was trained: a folder left behind would only be in the way of the next try.
             if run is not None:
@@ -79,18 +75,6 @@ def train(
             raise
         _finish(job, loop, progress)
     return path
-
-
-class _Job(NamedTuple):
-    """What a run in this process has."""
-
-    experiment: Experiment
-    adapted: Adapted
-    run: RunFolder | None
-    """In the first process alone."""
-    path: Path
-    device: torch.device
-    ranks: Ranks
 
 
 def _resume(
@@ -109,8 +93,8 @@ def _resume(
         run = stack.enter_context(folder) if ranks.is_main else None
         name = ranks.from_main(lambda: _take(folder, which, wanted, saved))
         adapted = build(wanted)
-        job = _Job(wanted, adapted, run, run_path, device, ranks)
-        loop = _prepare(job, progress, name)
+        job = Job(wanted, adapted, run, run_path, device, ranks)
+        loop = prepare(job, progress, name)
         _finish(job, loop, progress)
     return run_path
 
@@ -144,83 +128,7 @@ def _create(
     return (created[0] if created else None), path
 
 
-def _prepare(job: _Job, progress: bool, checkpoint: str | None = None) -> Loop:
-    """Return the loop, at the beginning or at a checkpoint."""
-    experiment, trainer = job.experiment, _build_trainer(job)
-    restored = None
-    if checkpoint is not None:
-        restored = RunFolder(job.path).load(checkpoint, with_trainer=True)
-    start = 0 if restored is None else restored.update
-    shown = progress and job.run is not None
-    if shown:
-        verb = "training" if restored is None else "continuing"
-        size = sum(p.numel() for p in job.adapted.model.parameters())
-        print(f"{verb} {size:,} parameters into {job.path}", flush=True)
-    training = experiment.training
-    batches = training.accumulation * training.backpropagate_windows
-    display = Display("update", "loss", "loss", "tokens", trainer.source.tokens_per_batch * batches)
-    command = "finetune" if experiment.adaptation.base else "pretrain"
-    loop = Loop(
-        trainer,
-        job.run,
-        checkpoint_updates=experiment.checkpoint_updates,
-        make_reporter=lambda: make_reporter(training.updates, start, shown=shown, display=display),
-        resume=f"doxastic lm {command} --resume {job.path}",
-        sample=_sampler(job),
-    )
-    if restored is not None:
-        try:
-            loop.restore(restored)
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise unfit(job.path, str(error)) from error
-    return loop
-
-
-def _build_trainer(job: _Job) -> Trainer:
-    experiment, ranks = job.experiment, job.ranks
-    corpus = open_corpus(experiment.data, job.adapted.tokenizer, job.path, ranks)
-    for store in filter(None, corpus):
-        check_vocabulary(store, job.adapted.model.config.vocab_size)
-    tunes_start = job.adapted.start_state is not None
-    source = build_source(
-        experiment.data, corpus.train, ranks, experiment.seed, tunes_start=tunes_start
-    )
-    held_out = None
-    if corpus.held_out is not None:
-        held_out = build_source(
-            experiment.data, corpus.held_out, ranks, experiment.seed,
-            for_evaluation=True, tunes_start=tunes_start,
-        )  # fmt: skip
-    return Trainer(
-        job.adapted.model,
-        source,
-        experiment.training,
-        device=job.device,
-        start_state=job.adapted.start_state,
-        held_out=held_out,
-        saves=job.adapted.method.saves,
-        seed=experiment.seed,
-    )
-
-
-def _sampler(job: _Job) -> Callable[[int], None] | None:
-    experiment = job.experiment
-    if experiment.samples.updates == 0:
-        return None
-    if experiment.training.parallel == "fsdp" and job.ranks.world > 1:
-        raise ConfigError(
-            "samples.updates asks for texts on the way, which no process can write while the model "
-            "is split over them; set it to 0, or training.parallel to ddp"
-        )
-    if job.run is None:
-        return None
-    adapted = job.adapted
-    return build_sampler(
-        experiment.samples, adapted.model, adapted.start_state, adapted.tokenizer, job.run
-    )
-
-
-def _finish(job: _Job, loop: Loop, progress: bool) -> None:
+def _finish(job: Job, loop: Loop, progress: bool) -> None:
     """Train, and write what the best checkpoint holds in the form in which it is used."""
     loop.train()
     if job.run is None:

@@ -23,12 +23,8 @@ from doxastic.language.adaptation.state_offset import (
     remove_state_offset,
 )
 from doxastic.language.adaptation_config import LoRAConfig
-from doxastic.language.formats.files import (
-    ModelFileError,
-    read_safetensors,
-    write_json,
-    write_safetensors,
-)
+from doxastic.language.formats.files import ModelFileError, read_safetensors
+from doxastic.language.formats.replacing import write_json, write_safetensors
 from doxastic.language.model import LanguageModel
 from doxastic.language.state_files import model_identity, weights_identity
 

@@ -14,13 +14,14 @@ from doxastic.language.formats.checkpoint import Checkpoint, FileFormat
 from doxastic.language.formats.files import ModelFileError
 from doxastic.language.formats.models import convert, load_model, save_model
 from doxastic.language.formats.reading import read_checkpoint
-from doxastic.language.formats.writing import write_checkpoint
+from doxastic.language.formats.writing import destination, write_checkpoint
 
 __all__ = [
     "Checkpoint",
     "FileFormat",
     "ModelFileError",
     "convert",
+    "destination",
     "load_model",
     "read_checkpoint",
     "save_model",

@@ -1,17 +1,14 @@
-"""Tensors in files: reading what others wrote without running it, writing whole or not at all."""
+"""Tensors in files: reading what others wrote, without running it."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import os
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,7 +72,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         ModelFileError: The file is cut short or no safetensors file.
     """
-    safetensors = _import_safetensors()
+    safetensors = import_safetensors()
     if path.is_dir():
         # The package fails on one without naming it.
         raise ModelFileError(f"{path} is a folder; expected a safetensors file.")
@@ -136,91 +133,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_pickled(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write the tensors as `torch.save` does; the file appears whole or not at all."""
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        torch.save({name: _alone(tensor) for name, tensor in tensors.items()}, file)
-
-
-def write_safetensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
-) -> None:
-    """Write a safetensors file with the text in its header, whole or not at all."""
-    _import_safetensors()
-    from safetensors.torch import save_file
-
-    own: dict[str, Tensor] = {}
-    stored: set[int] = set()
-    for name, tensor in tensors.items():
-        alone = _alone(tensor)
-        # Tied weights are written twice: the format refuses tensors that share their numbers.
-        own[name] = alone.clone() if alone.data_ptr() in stored else alone
-        stored.add(own[name].data_ptr())
-    with replacing(path) as temporary:
-        save_file(own, str(temporary), dict(metadata))
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(as_json(content))
-
-
-def as_json(content: Mapping[str, Any]) -> bytes:
-    """Return the content of a JSON file as it is written here."""
-    return (json.dumps(content, indent=2) + "\n").encode()
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path whose file takes the place of `path` once it is on the disk.
-
-    What stood there stays whole until then, also where the process is killed.
-
-    Raises:
-        OSError: The disk refuses; the temporary file is removed.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def import_safetensors() -> Any:
+    """Return the package, or raise `ImportError` with what to install."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # safetensors makes files that only their owner may read; this one has the usual mode.
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        yield temporary
-        temporary.chmod(mode)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except Exception as error:
-        temporary.unlink(missing_ok=True)
-        _refuse_disk(path, error)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _refuse_disk(path: Path, error: Exception) -> NoReturn:
-    """Raise what the disk said: torch and safetensors wrap it in errors of their own."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__context__
-    code = cause.errno if cause is not None else None
-    if wrapped := re.search(r"os error (\d+)", str(error)):
-        code = int(wrapped[1])
-    if code is None:
-        raise error
-    remedies = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some of your quota"}
-    remedy = remedies.get(code, "check the folder, or choose another")
-    raise OSError(
-        code, f"{os.strerror(code)}; {remedy}. What stood there before is unchanged", str(path)
-    ) from error
-
-
-def _alone(tensor: Tensor) -> Tensor:
-    """Return the tensor on the CPU with a storage of its own: a view would save what it views."""
-    tensor = tensor.detach().cpu().contiguous()
-    is_alone = tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor if is_alone else tensor.clone()
+        import safetensors
+    except ImportError as error:
+        raise ImportError(
+            "reading and writing safetensors needs the package safetensors: pip install "
+            "safetensors, or use a .pth"
+        ) from error
+    return safetensors
 
 
 def _is_archive(path: Path) -> bool:
@@ -258,14 +180,3 @@ def _unreadable(path: Path, is_archive: bool, reason: str) -> ModelFileError:
         f"{path} is not a checkpoint, or a damaged one ({size:,} bytes): torch cannot read it. "
         "Expected a .pth of RWKV-LM, a .safetensors file or a folder."
     )
-
-
-def _import_safetensors() -> Any:
-    try:
-        import safetensors
-    except ImportError as error:
-        raise ImportError(
-            "reading and writing safetensors needs the package safetensors: pip install "
-            "safetensors, or use a .pth"
-        ) from error
-    return safetensors

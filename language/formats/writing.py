@@ -11,7 +11,7 @@ from typing import Any, get_args
 from torch import Tensor
 
 from doxastic.language.config import LanguageConfig
-from doxastic.language.formats import files, hugging_face
+from doxastic.language.formats import hugging_face, replacing
 from doxastic.language.formats.checkpoint import (
     GROUP_NORM_EPS,
     HEADER,
@@ -48,23 +48,43 @@ def write_checkpoint(
         OSError: The disk refuses.
     """
     path = Path(path)
-    if format is None:
-        format = "pth" if path.suffix == ".pth" else "safetensors"
-    if format not in get_args(FileFormat):
-        raise ValueError(f"format is {format!r}; expected one of {', '.join(get_args(FileFormat))}")
-    _check_path(path, format)
+    format, weights = destination(path, format)
     check_tensors(checkpoint.tensors, checkpoint.config, Path("the model"), Spelling())
     header = {"format": "pt", HEADER: json.dumps(describe(checkpoint.config))}
     metadata = {**checkpoint.metadata, **header}
     if format == "pth":
-        _write_pth(checkpoint, path)
+        _write_pth(checkpoint, weights)
     elif format == "hf":
         settings = hugging_face.their_config(checkpoint.config, checkpoint.dtype)
         _write_folder(path, hugging_face.to_theirs(checkpoint.tensors), metadata, settings)
-    elif path.suffix == ".safetensors":
-        files.write_safetensors(path, checkpoint.tensors, metadata)
+    elif weights == path:
+        replacing.write_safetensors(weights, checkpoint.tensors, metadata)
     else:
         _write_folder(path, checkpoint.tensors, metadata, describe(checkpoint.config))
+
+
+def destination(path: str | Path, format: FileFormat | None = None) -> tuple[FileFormat, Path]:
+    """Return the format that `write_checkpoint` writes, and the file that the tensors go to.
+
+    Raises:
+        ValueError: There is no such format.
+        ModelFileError: It does not fit the path.
+    """
+    path = Path(path)
+    if format is None:
+        format = "pth" if path.suffix == ".pth" else "safetensors"
+    if format not in get_args(FileFormat):
+        raise ValueError(f"format is {format!r}; expected one of {', '.join(get_args(FileFormat))}")
+    is_file = format == "pth" or (format == "safetensors" and path.suffix == ".safetensors")
+    if format == "pth" and path.suffix != ".pth":
+        raise ModelFileError(f"{path} does not end with .pth, which the rwkv package appends.")
+    if format != "pth" and path.suffix == ".pth":
+        raise ModelFileError(f"{path} ends with .pth; expected a folder for the format {format}.")
+    if is_file and path.is_dir():
+        raise ModelFileError(f"{path} is a folder; expected the name of a file.")
+    if not is_file and path.is_file():
+        raise ModelFileError(f"{path} is a file; expected the name of a folder.")
+    return format, path if is_file else path / WEIGHTS
 
 
 def _write_pth(checkpoint: Checkpoint, path: Path) -> None:
@@ -74,7 +94,7 @@ def _write_pth(checkpoint: Checkpoint, path: Path) -> None:
     }
     tensors = {**unused, **checkpoint.tensors}
     order = [*expected_shapes(checkpoint.config), *unused]
-    files.write_pickled(path, {name: with_leading_ones(name, tensors[name]) for name in order})
+    replacing.write_pickled(path, {name: with_leading_ones(name, tensors[name]) for name in order})
 
 
 def _write_folder(
@@ -86,22 +106,10 @@ def _write_folder(
     place = folder / SETTINGS
     # The header of the weights says what they are. A config.json of another model goes first:
     # whenever the process is killed, what stands in the folder can be read.
-    if place.is_file() and place.read_bytes() != files.as_json(settings):
+    if place.is_file() and place.read_bytes() != replacing.as_json(settings):
         place.unlink()
-    files.write_safetensors(folder / WEIGHTS, tensors, metadata)
-    files.write_json(place, settings)
-
-
-def _check_path(path: Path, format: FileFormat) -> None:
-    is_file = format == "pth" or (format == "safetensors" and path.suffix == ".safetensors")
-    if format == "pth" and path.suffix != ".pth":
-        raise ModelFileError(f"{path} does not end with .pth, which the rwkv package appends.")
-    if format != "pth" and path.suffix == ".pth":
-        raise ModelFileError(f"{path} ends with .pth; expected a folder for the format {format}.")
-    if is_file and path.is_dir():
-        raise ModelFileError(f"{path} is a folder; expected the name of a file.")
-    if not is_file and path.is_file():
-        raise ModelFileError(f"{path} is a file; expected the name of a folder.")
+    replacing.write_safetensors(folder / WEIGHTS, tensors, metadata)
+    replacing.write_json(place, settings)
 
 
 def _check_constants(config: LanguageConfig) -> None:

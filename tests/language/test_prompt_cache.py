@@ -10,7 +10,8 @@ import torch
 from language_cases import random_model, small_config
 from tolerances import NORMALISED, assert_close
 
-from doxastic.language.formats.files import read_safetensors, write_safetensors
+from doxastic.language.formats.files import read_safetensors
+from doxastic.language.formats.replacing import write_safetensors
 from doxastic.language.generation import generate
 from doxastic.language.prefill import prefill
 from doxastic.language.prompt_cache import PromptCache

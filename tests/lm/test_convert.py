@@ -7,6 +7,7 @@ import torch
 from language_cases import assert_same_tensors, random_checkpoint, small_config
 
 from doxastic.configuration import ConfigError
+from doxastic.disk import RunError
 from doxastic.language.formats import read_checkpoint, write_checkpoint
 from doxastic.lm.convert import convert, info
 
@@ -58,6 +59,22 @@ def test_info_says_what_a_file_holds(pth, capsys) -> None:
         "norm": "eps       1e-05, of the groups 0.00064",
         "vocabulary": "257 tokens; probably bytes (--tokenizer bytes)",
     }
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("file/new.pth", r"cannot write .*file/new\.pth: Not a directory; .* \(DESTINATION\)"),
+        ("file/new", r"cannot write .*model\.safetensors: Not a directory; .* \(DESTINATION\)"),
+        ("file", "file is a file; expected the name of a folder"),
+        ("folder.pth", "is a folder; expected the name of a file"),
+    ],
+)
+def test_a_destination_that_cannot_be_is_refused_before_the_work(tmp_path, place, message) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.pth").mkdir()
+    with pytest.raises((RunError, ValueError), match=message):
+        convert(["no-such-model", str(tmp_path / place)])
 
 
 @pytest.mark.parametrize("command", [convert, info])

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +14,7 @@ import pytest
 import torch
 
 from doxastic.configuration import ConfigError
+from doxastic.kernels import checks
 from doxastic.language.adaptation import load_adapter
 from doxastic.language.formats import load_model
 from doxastic.language.state_files import load_state
@@ -26,6 +31,7 @@ from doxastic.runs import RunFolder
 
 WORDS = ("the", "cat", "sat", "on", "mat", "and", "dog", "lay", "by", "door", "while", "rain")
 METHODS = ("lora", "state", "state-offset")
+OPTIONS = {"lora": {"lora": {"rank": 2, "dropout": 0.1}}}
 TOKENS = torch.tensor([[256, 116, 104, 101]])
 
 
@@ -56,7 +62,7 @@ def _experiment(base: Path, text: Path, method: str, updates: int = 6, **changes
     small = {
         "threads": 1,
         "checkpoint_updates": 2,
-        "adaptation": {"base": str(base), "method": method, "lora": {"rank": 2, "dropout": 0.1}},
+        "adaptation": {"base": str(base), "method": method, **OPTIONS.get(method, {})},
         "data": {"path": str(text), "batch_size": 4, "block": 32},
         "training": {"updates": updates, "evaluation_updates": 3, "evaluation_batches": 2},
     }
@@ -139,12 +145,16 @@ def test_an_adapter_is_merged_before_the_weights_are_rounded(runs, base):
         assert torch.equal(tensor, whole.state_dict()[name].bfloat16()), name
 
 
-def test_the_commands_use_what_was_learnt(runs, base, text, capsys):
+def test_the_commands_use_what_was_learnt(runs, base, text, capsys, caplog, monkeypatch):
+    monkeypatch.setattr(checks, "_logged", set())
     words = ["--prompt", "the", "--max-new-tokens", "4", "--temperature", "0"]
-    for method in ("lora", "state-offset"):
-        generate([str(base), *words, "--adapter", str(runs[method])])
-    generate([str(base), *words, "--state", str(runs["state"] / "state.safetensors")])
+    with caplog.at_level(logging.WARNING):
+        for method in ("lora", "state-offset"):
+            generate([str(base), *words, "--adapter", str(runs[method])])
+        generate([str(base), *words, "--state", str(runs["state"] / "state.safetensors")])
     assert capsys.readouterr().out.count("the") >= 3
+    # Python writes a warning to the terminal at once, into the middle of a text.
+    assert caplog.messages == []
     losses = []
     for extra in ([], ["--adapter", str(runs["lora"])]):
         evaluate([str(base), "--data", str(text), "--quiet", *extra])
@@ -171,6 +181,45 @@ def test_a_run_that_tuned_a_state_says_how_it_is_used(runs, base):
     run = runs["state"]
     with pytest.raises(ConfigError, match=rf"{base}, and give --state {run}/state\.safetensors"):
         load_for_use(run, LoadingOptions())
+
+
+@pytest.mark.parametrize("part", ["", "adapter", "adapter/adapter.safetensors"])
+def test_fine_tuning_an_adapter_names_the_command_that_merges_it(part, runs, text, tmp_path):
+    run = shutil.copytree(runs["lora"], tmp_path / "a run")
+    words = ["--data", str(text), "--run-dir", str(tmp_path / "next"), "--quiet"]
+    small = ["--training.updates", "1", "--training.evaluation-batches", "1", "--data.block", "16"]
+    with pytest.raises(ConfigError, match="holds a LoRA adapter and no model; merge it") as raised:
+        finetune(["--model", str(run / part), *words])
+    command = re.search(r"with (doxastic lm convert .*), and give --model (.*)", str(raised.value))
+    assert command is not None and not (tmp_path / "next").exists()
+    convert(shlex.split(command[1])[3:])
+    finetune(["--model", command[2], *words, *small])
+    assert (tmp_path / "next" / "model").is_dir()
+
+
+def test_fine_tuning_an_adapter_without_its_run_asks_for_the_base(runs, base, text, tmp_path):
+    adapter = shutil.copytree(runs["lora"] / "adapter", tmp_path / "mine")
+    with pytest.raises(ConfigError, match="where BASE is the model it was learnt on") as raised:
+        finetune(["--model", str(adapter), "--data", str(text)])
+    command = re.search(r"with doxastic lm (convert .*), where", str(raised.value))
+    assert command is not None
+    convert([str(base) if word == "BASE" else word for word in shlex.split(command[1])[1:]])
+    assert load_model(tmp_path / "mine-merged").config == load_model(base / "model").config
+
+
+@pytest.mark.parametrize(
+    ("path", "what"),
+    [
+        ("state", "a state"),
+        ("state/state.safetensors", "a state"),
+        ("state-offset", "state offsets"),
+        ("state-offset/adapter", "state offsets"),
+    ],
+)
+def test_fine_tuning_what_no_weight_takes_in_names_its_base(path, what, runs, base, text):
+    message = f"{path} holds {what} and no model; .* the model it was learnt on, --model {base}$"
+    with pytest.raises(ConfigError, match=message):
+        finetune(["--model", str(runs["lora"].parent / path), "--data", str(text)])
 
 
 def test_a_method_brings_its_own_preset(base, text, tmp_path):
@@ -207,7 +256,14 @@ def test_samples_on_the_way_are_written_with_what_was_learnt_so_far(base, text, 
         ("state", {"data": {"batches": "windows"}}, "'windows'.*Choose documents"),
         ("lora", {"adaptation": {"base": ""}}, "'lora', which leaves the model as it is"),
         ("lora", {"adaptation": {"lora": {"targets": ["emb"]}}}, "'emb' matches no projection"),
-        ("lora", {"adaptation": {"frozen": ["*.w0"]}}, "are for the method full; lora freezes"),
+        ("lora", {"adaptation": {"frozen": ["*.w0"]}}, r"frozen is \['\*\.w0'\], .* method full"),
+        (
+            "state",
+            {"adaptation": {"lora": {"rank": 4}}},
+            r"adaptation\.lora\.rank is 4, .* 'state'",
+        ),
+        ("lora", {"adaptation": {"state_shifts": True}}, "state_shifts is True, .* method state "),
+        ("state-offset", {"adaptation": {"trainable": ["emb*"]}}, r"\['emb\*'\], .*state-offset"),
     ],
 )
 def test_what_a_method_cannot_do_is_refused_and_leaves_no_folder(

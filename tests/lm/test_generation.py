@@ -11,6 +11,7 @@ from language_cases import random_model, small_config
 from tolerances import NORMALISED, assert_close
 
 from doxastic.configuration import ConfigError
+from doxastic.disk import RunError
 from doxastic.language.formats import save_model
 from doxastic.language.generation import generate as generate_texts
 from doxastic.language.sampling import SamplingConfig
@@ -103,6 +104,14 @@ def test_what_cannot_be_continued_is_refused(path, tmp_path, words, message) -> 
     files = {name: tmp_path / name for name in ("empty", "binary", "chat")}
     with pytest.raises(ConfigError, match=message):
         generate([path, *(word.format(**files) for word in words)])
+
+
+@pytest.mark.parametrize("option", ["--save-state", "--cache"])
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, option) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path, tmp_path / "file" / "x"):
+        with pytest.raises(RunError, match=rf"cannot write {place}: .* \({option}\)"):
+            generate(["no-such-model", option, str(place)])
 
 
 def test_a_model_whose_tokenizer_nothing_tells_needs_one(tmp_path) -> None:

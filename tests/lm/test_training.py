@@ -372,7 +372,23 @@ def test_a_checkpoint_of_another_model_is_refused(run, tmp_path):
         ({"data": {"path": ""}}, ConfigError, "name a text file, a folder or a .jsonl with --data"),
         ({"data": {"path": "no-such-text"}}, ValueError, "no-such-text does not exist"),
         ({"model": {"vocab_size": 100}}, ValueError, "vocabulary has the ids 0 to 99"),
-        ({"data": {"block": 10**6, "batches": "windows"}}, ConfigError, r"data: the corpus has"),
+        (
+            {"data": {"block": 6000, "batches": "windows"}},
+            ConfigError,
+            r"data has 4,\d{3} tokens, and windows of data\.block = 6,000 tokens need 6,001; give "
+            r"more text with --data, --data\.block 4\d{3} or less, or --data\.batches packed",
+        ),
+        (
+            {"data": {"block": 2000, "batches": "windows"}},
+            ConfigError,
+            r"the held-out text has 4\d\d tokens, and windows of data\.block = 2,000 tokens need "
+            r"2,001; name a longer text with --data\.held-out, give --data\.block 4\d\d or less",
+        ),
+        (
+            {"data": {"held_out_fraction": 1e-5}},
+            ConfigError,
+            r"tokens has no 1e-05 to hold out.* --data\.held-out, or .*--data\.held-out-fraction 0",
+        ),
         ({"adaptation": {"method": "ful"}}, ConfigError, r"method is 'ful'; did you mean full\?"),
         (
             {"adaptation": {"trainable": ["blocks.*.atn.*"]}},
@@ -380,6 +396,7 @@ def test_a_checkpoint_of_another_model_is_refused(run, tmp_path):
             r"'blocks\.\*\.atn\.\*' matches no parameter; there is blocks",
         ),
         ({"adaptation": {"frozen": ["*"]}}, ConfigError, "nothing is left to learn"),
+        ({"adaptation": {"lora": {"alpha": 4.0}}}, ConfigError, r"lora\.alpha is 4\.0, .* 'full'"),
         ({"adaptation": {"base": "no-such-model"}}, OSError, "there is no model at no-such-model"),
         ({"device": "cuda:77"}, ConfigError, "which this machine does not have"),
     ],

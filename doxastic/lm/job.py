@@ -1,0 +1,119 @@
+"""What a run has in one process, and the loop that is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from doxastic.configuration import ConfigError
+from doxastic.language.distributed import Ranks
+from doxastic.language.token_store import check_vocabulary
+from doxastic.language.trainer import Trainer
+from doxastic.lm.corpus import build_source, open_corpus
+from doxastic.lm.experiment import Experiment
+from doxastic.lm.loop import Loop
+from doxastic.lm.models import Adapted, unfit
+from doxastic.lm.samples import build_sampler
+from doxastic.progress import Display, make_reporter
+from doxastic.runs import RunFolder
+
+
+class Job(NamedTuple):
+    """What a run in this process has."""
+
+    experiment: Experiment
+    adapted: Adapted
+    run: RunFolder | None
+    """In the first process alone."""
+    path: Path
+    device: torch.device
+    ranks: Ranks
+
+
+def prepare(job: Job, progress: bool, checkpoint: str | None = None) -> Loop:
+    """Return the loop, at the beginning or at a checkpoint.
+
+    Args:
+        job: What the run has.
+        progress: Whether the first process shows how far it is.
+        checkpoint: The name of a checkpoint of the run; None for the beginning.
+
+    Raises:
+        ConfigError: The experiment cannot be used with its text or its processes.
+        CheckpointError: The checkpoint is damaged, or of another experiment.
+    """
+    experiment, trainer = job.experiment, _build_trainer(job)
+    restored = None
+    if checkpoint is not None:
+        restored = RunFolder(job.path).load(checkpoint, with_trainer=True)
+    start = 0 if restored is None else restored.update
+    shown = progress and job.run is not None
+    if shown:
+        verb = "training" if restored is None else "continuing"
+        size = sum(p.numel() for p in job.adapted.model.parameters())
+        print(f"{verb} {size:,} parameters into {job.path}", flush=True)
+    training = experiment.training
+    batches = training.accumulation * training.backpropagate_windows
+    display = Display("update", "loss", "loss", "tokens", trainer.source.tokens_per_batch * batches)
+    command = "finetune" if experiment.adaptation.base else "pretrain"
+    loop = Loop(
+        trainer,
+        job.run,
+        checkpoint_updates=experiment.checkpoint_updates,
+        make_reporter=lambda: make_reporter(training.updates, start, shown=shown, display=display),
+        resume=f"doxastic lm {command} --resume {job.path}",
+        sample=_sampler(job),
+    )
+    if restored is not None:
+        try:
+            loop.restore(restored)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise unfit(job.path, str(error)) from error
+    return loop
+
+
+def _build_trainer(job: Job) -> Trainer:
+    experiment, ranks = job.experiment, job.ranks
+    corpus = open_corpus(experiment.data, job.adapted.tokenizer, job.path, ranks)
+    for store in filter(None, corpus):
+        check_vocabulary(store, job.adapted.model.config.vocab_size)
+    tunes_start = job.adapted.start_state is not None
+    source = build_source(
+        experiment.data, corpus.train, ranks, experiment.seed, tunes_start=tunes_start
+    )
+    held_out = None
+    if corpus.held_out is not None:
+        held_out = build_source(
+            experiment.data, corpus.held_out, ranks, experiment.seed,
+            for_evaluation=True, tunes_start=tunes_start,
+        )  # fmt: skip
+    return Trainer(
+        job.adapted.model,
+        source,
+        experiment.training,
+        device=job.device,
+        start_state=job.adapted.start_state,
+        held_out=held_out,
+        saves=job.adapted.method.saves,
+        seed=experiment.seed,
+    )
+
+
+def _sampler(job: Job) -> Callable[[int], None] | None:
+    experiment = job.experiment
+    if experiment.samples.updates == 0:
+        return None
+    if experiment.training.parallel == "fsdp" and job.ranks.world > 1:
+        raise ConfigError(
+            "samples.updates asks for texts on the way, which no process can write while the model "
+            "is split over them; set it to 0, or training.parallel to ddp"
+        )
+    if job.run is None:
+        return None
+    adapted = job.adapted
+    return build_sampler(
+        experiment.samples, adapted.model, adapted.start_state, adapted.tokenizer, job.run
+    )
