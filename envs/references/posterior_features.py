@@ -71,28 +71,24 @@ def posterior_features(task: BatchedPOMDP) -> PosteriorFeatures:
 
 @posterior_features.register
 def _(task: SequentialTest) -> PosteriorFeatures:
-    filtered = SequentialTestFilter(task)
-
-    def read(belief: Any) -> FloatArray:
-        posterior = filtered.read(belief)
-        return _columns(*_of_sign(posterior.right), posterior.noise)
-
-    return PosteriorFeatures(
-        filtered, ("mean of the sign", "log odds of +1", *_levels(task)), task.horizon, read
-    )
+    return _of_two_sides(SequentialTestFilter(task), task, ("mean of the sign", "log odds of +1"))
 
 
 @posterior_features.register
 def _(task: Tiger) -> PosteriorFeatures:
-    filtered = TigerFilter(task)
+    return _of_two_sides(TigerFilter(task), task, ("mean of the side", "log odds of right"))
 
+
+def _of_two_sides(
+    filtered: SequentialTestFilter | TigerFilter,
+    task: SequentialTest | Tiger,
+    names: tuple[str, str],
+) -> PosteriorFeatures:
     def read(belief: Any) -> FloatArray:
         posterior = filtered.read(belief)
         return _columns(*_of_sign(posterior.right), posterior.noise)
 
-    return PosteriorFeatures(
-        filtered, ("mean of the side", "log odds of right", *_levels(task)), task.horizon, read
-    )
+    return PosteriorFeatures(filtered, (*names, *_levels(task)), task.horizon, read)
 
 
 @posterior_features.register

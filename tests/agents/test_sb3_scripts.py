@@ -1,28 +1,18 @@
 """The scripts of docs/sb3.md run."""
 
-import re
 import sys
-from pathlib import Path
 
 import pytest
+from page_scripts import assert_short, execute, scripts_of
 
 import doxastic
 
-PAGE = (Path(__file__).parents[2] / "docs" / "sb3.md").read_text(encoding="utf-8")
-SCRIPTS = dict(re.findall(r"<!-- script: (\w+) -->\n```python\n(.*?)^```$", PAGE, re.M | re.S))
+SCRIPTS = scripts_of("sb3.md")
 SIZES = {
     "ppo": "STEPS, EPISODES = 1024, 2",
     "sac": "STEPS, WINDOW = 420, 4",
     "run": "STEPS, EPISODES = 1024, 8",
 }
-
-
-def execute(name, sizes=None):
-    script = SCRIPTS[name]
-    if sizes is not None:
-        script, replaced = re.subn(r"^STEPS\b.*$", sizes, script, flags=re.M)
-        assert replaced == 1
-    exec(compile(script, name, "exec"), {"__name__": "__main__"})
 
 
 @pytest.fixture
@@ -40,16 +30,14 @@ def run(tmp_path):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_scripts_have_fewer_than_sixty_lines_and_short_ones(name):
-    lines = SCRIPTS[name].splitlines()
-    assert len(lines) < 60
-    assert max(map(len, lines)) <= 100
+    assert_short(SCRIPTS[name])
 
 
 @pytest.mark.parametrize(("name", "lines"), [("ppo", 1), ("sac", 1), ("run", 3)])
 def test_a_script_of_the_page_runs(name, lines, run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["script", str(run)])
-    execute(name, SIZES[name])
+    execute(SCRIPTS[name], SIZES[name])
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == lines
     assert all(float(line.rsplit(" ", 1)[1]) != 0 for line in printed)

@@ -1,31 +1,21 @@
 """The scripts of docs/torchrl.md run, and a trained run goes on in TorchRL."""
 
-import re
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from page_scripts import assert_short, execute, scripts_of
 from tensordict import TensorDict
 
 import doxastic
 from doxastic.agents.torchrl import MemoryModule
 
-PAGE = (Path(__file__).parents[2] / "docs" / "torchrl.md").read_text(encoding="utf-8")
-SCRIPTS = dict(re.findall(r"<!-- script: (\w+) -->\n```python\n(.*?)^```$", PAGE, re.M | re.S))
+SCRIPTS = scripts_of("torchrl.md")
 SIZES = {
     "ppo": "FRAMES, ENVS, STEPS, EPOCHS, MINIBATCHES = 512, 4, 64, 1, 2",
     "dqn": "FRAMES = 400",
     "sac": "FRAMES = 400",
 }
-
-
-def execute(name, sizes=None):
-    script = SCRIPTS[name]
-    if sizes is not None:
-        script, replaced = re.subn(r"^FRAMES\b.*$", sizes, script, flags=re.M)
-        assert replaced == 1
-    exec(compile(script, name, "exec"), {"__name__": "__main__"})
 
 
 @pytest.fixture(scope="module")
@@ -43,20 +33,18 @@ def run(tmp_path_factory):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_scripts_have_fewer_than_sixty_lines_and_short_ones(name):
-    lines = SCRIPTS[name].splitlines()
-    assert len(lines) < 60
-    assert max(map(len, lines)) <= 100
+    assert_short(SCRIPTS[name])
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_a_script_of_the_page_runs(name, capsys):
-    execute(name, SIZES[name])
+    execute(SCRIPTS[name], SIZES[name])
     assert len(capsys.readouterr().out.splitlines()) >= 2
 
 
 def test_the_script_that_starts_from_a_run_runs(run, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["script", str(run)])
-    execute("run")
+    execute(SCRIPTS["run"])
     assert "features: [4, 128, 128]" in capsys.readouterr().out
 
 
@@ -87,6 +75,6 @@ def test_a_run_of_another_observation_space_is_refused(run):
 
 @pytest.mark.slow
 def test_ppo_in_plain_torchrl_learns_cartpole_without_velocities(capsys):
-    execute("ppo")
+    execute(SCRIPTS["ppo"])
     lengths = [float(line.rsplit(" ", 1)[1]) for line in capsys.readouterr().out.splitlines()]
     assert sum(lengths[-10:]) / 10 >= 150
