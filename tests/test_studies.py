@@ -204,6 +204,12 @@ def test_a_digest_forgets_threads_and_defaults_and_tells_seeds_and_tests_apart()
 
     experiment = data["experiment"]
     assert digest(experiment={**experiment, "threads": 2}) == cell.digest
+    assert experiment["evaluation"]["selection_episodes"]
+    assert digest(experiment={**experiment, "checkpoint_updates": 3}) != cell.digest
+    unjudged = {**experiment["evaluation"], "selection_episodes": 0}
+    assert digest(experiment={**experiment, "evaluation": unjudged}) == digest(
+        experiment={**experiment, "evaluation": unjudged, "checkpoint_updates": 3}
+    )
     left_out = {key: value for key, value in experiment.items() if key != "auxiliary"}
     assert digest(experiment=left_out) == cell.digest
     assert digest(experiment={**experiment, "seed": 5}) != cell.digest

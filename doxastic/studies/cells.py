@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from doxastic.experiment import Experiment, from_dict, to_dict
 
 # What does not change the numbers of a cell.
-_INCIDENTAL = ("name", "device", "threads", "checkpoint_updates")
+_INCIDENTAL = ("name", "device", "threads")
 
 
 class Settings(NamedTuple):
@@ -50,6 +50,9 @@ class Cell:
         facts = _differences(to_dict(self.experiment), to_dict(Experiment()))
         for name in _INCIDENTAL:
             facts.pop(name, None)
+        if not self.experiment.evaluation.selection_episodes:
+            # Where checkpoints are judged, their distance decides which of them is tested.
+            facts.pop("checkpoint_updates", None)
         test = [self.noise, self.episodes, self.evaluation_seed]
         text = json.dumps([facts, test], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
