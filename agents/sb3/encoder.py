@@ -32,13 +32,15 @@ class ObservationEncoder(BaseFeaturesExtractor):
     def __init__(self, observation_space: gym.Space[Any], config: EncoderConfig) -> None:
         super().__init__(observation_space, config.width)
         self.space = self.own_space = observation_space
+        # Asked at every step, and to compare two spaces takes longer than to encode.
+        self._is_turned = False
         self.encoder = build_encoder(observation_space, config)
         self.normalizer: nn.Module | None = None
 
     def forward(self, observation: Observation) -> Tensor:
         """Return vectors `[B, E]` of raw observations, as environments and buffers give them."""
         raw = raw_observation(observation, self.space)
-        if self.own_space != self.space:
+        if self._is_turned:
             raw = _turned_back(raw, self.own_space)
         features: Tensor = self.encoder(raw if self.normalizer is None else self.normalizer(raw))
         return features
@@ -46,6 +48,7 @@ class ObservationEncoder(BaseFeaturesExtractor):
     def take(self, encoder: Encoder, normalizer: nn.Module | None, space: gym.Space[Any]) -> None:
         """Take a trained encoder, whose observations of `space` SB3 may have turned around."""
         self.encoder, self.normalizer, self.own_space = encoder, normalizer, space
+        self._is_turned = space != self.space
 
 
 def turned_space(space: gym.Space[Any]) -> gym.Space[Any]:
