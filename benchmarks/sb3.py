@@ -108,8 +108,12 @@ def compare_buffers(report: Report, models: dict[str, RecurrentPPO]) -> None:
 def buffer_bytes(model: RecurrentPPO) -> int:
     """Return the bytes of a rollout buffer's arrays and of the states beside them."""
     arrays = [part for part in vars(model.rollout_buffer).values() if isinstance(part, np.ndarray)]
-    store: Any = getattr(model.rollout_buffer, "store", None)
-    return sum(array.nbytes for array in arrays) + (store.nbytes if store else 0)
+    policy: Any = model.policy
+    beside = (
+        getattr(model.rollout_buffer, "store", None),
+        *(getattr(memory, "kept", None) for memory in (policy.lstm_actor, policy.lstm_critic)),
+    )
+    return sum(part.nbytes for part in (*arrays, *filter(None, beside)))
 
 
 ARMS: dict[str, tuple[type[RecurrentPPO], Any, dict[str, Any]]] = {

@@ -29,7 +29,7 @@ from doxastic.agents.sb3.checks import (
 )
 from doxastic.agents.sb3.encoder import ObservationEncoder
 from doxastic.agents.sb3.memories import MemoryChoice, chosen_memory
-from doxastic.agents.sb3.recurrence import RecurrentMemory
+from doxastic.agents.sb3.recurrence import RecurrentMemory, is_handle
 from doxastic.agents.sb3.runs import HeadDistribution, RunBody, RunValue, load_agent
 from doxastic.agents.sb3.segments import Rows, Segments, rejoined
 from doxastic.agents.trees import tree_map
@@ -122,8 +122,6 @@ class BeliefPolicy(RecurrentActorCriticPolicy):
             width = agent.policy.encoder.output_size
             features_extractor_class, features_extractor_kwargs = ObservationEncoder, None
         self._agent = agent
-        # Count of the steps after the last one that was acted, as the states hold it.
-        self._rollout_end: Tensor | None = None
         if features_extractor_class is ObservationEncoder and features_extractor_kwargs is None:
             scale = None if normalize_images else 1.0
             features_extractor_kwargs = {"config": EncoderConfig(width=width, image_scale=scale)}
@@ -175,11 +173,10 @@ class BeliefPolicy(RecurrentActorCriticPolicy):
         if lstm_states is None or episode_starts is None:
             refuse_without_states(type(self).__name__)
         pi_inputs, vf_inputs = self._inputs(obs)
-        pi_features, pi = self.lstm_actor(pi_inputs, lstm_states.pi, episode_starts)
-        self._rollout_end = pi[1][0, 0, -1]
+        pi_features, pi = self.lstm_actor.step(pi_inputs, lstm_states.pi, episode_starts)
         vf_features, vf = pi_features, pi
         if self.lstm_critic is not None:
-            vf_features, vf = self.lstm_critic(vf_inputs, lstm_states.vf, episode_starts)
+            vf_features, vf = self.lstm_critic.step(vf_inputs, lstm_states.vf, episode_starts)
         latent_pi, latent_vf = self._latents(pi_features, vf_features)
         distribution = self._get_action_dist_from_latent(latent_pi)
         actions = distribution.get_actions(deterministic=deterministic)
@@ -200,6 +197,10 @@ class BeliefPolicy(RecurrentActorCriticPolicy):
         if actions.dtype == torch.int8:
             # The bits of a MultiBinary space, which SB3's distribution takes as floats only.
             actions = actions.float()
+        if self.training:
+            # An update: the states of this rollout are forgotten when the next one begins.
+            for memory in filter(None, (self.lstm_actor, self.lstm_critic)):
+                memory.kept.end_rollout()
         rows = self._rows(obs, lstm_states, episode_starts)
         if rows is None:
             return self._evaluate(obs, actions, lstm_states, episode_starts)
@@ -263,21 +264,22 @@ class BeliefPolicy(RecurrentActorCriticPolicy):
 
         sb3-contrib's padding is zeros; and no episode starts there.
         """
-        if isinstance(states.pi, Segments) or self._rollout_end is None:
+        if isinstance(states.pi, Segments) or not is_handle(states.pi):
             return None
-        count = self.lstm_actor.joined(states.pi)[:, -1]
-        rows = rejoined((starts > 0.5).view(len(count), -1), count, self._rollout_end)
+        number = states.pi[0].flatten()
+        starts_of = (starts > 0.5).view(len(number), -1)
+        rows = rejoined(starts_of, number, self.lstm_actor.kept.number)
         if rows is None:
             return None
         parts = [starts, *(obs.values() if isinstance(obs, dict) else [obs])]
-        return None if any(part[rows.padding].any() for part in parts) else rows
+        return None if any(part.index_select(0, rows.padding).any() for part in parts) else rows
 
     def _row_states(self, rows: Rows, states: RNNStates) -> RNNStates:
         """Return where the rows start, as `RNNStates` of `Segments`."""
-        pi: Any = rows.segments(self.lstm_actor.joined(states.pi))
+        pi: Any = rows.segments(self.lstm_actor.read(rows.of(states.pi)))
         vf: Any = pi
         if self.lstm_critic is not None:
-            vf = rows.segments(self.lstm_critic.joined(states.vf))
+            vf = rows.segments(self.lstm_critic.read(rows.of(states.vf)))
         return RNNStates(pi, vf)
 
     def _inputs(self, obs: Any) -> tuple[Tensor, Tensor]:
@@ -350,7 +352,7 @@ class BeliefPolicy(RecurrentActorCriticPolicy):
         self._memories = []
         self.lstm_actor: Any = memories[0]
         self.lstm_critic: Any = None if self.shares_memory else memories[1]
-        self.lstm_hidden_state_shape = (1, 1, self.lstm_actor.hidden_size)
+        self.lstm_hidden_state_shape = (1, 1, self.lstm_actor.half_size)
         if self._agent is not None:
             self._take_heads(self._agent)
             self._agent = None

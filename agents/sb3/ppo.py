@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
@@ -21,7 +23,7 @@ class BeliefRecurrentPPO(RecurrentPPO):
 
     Arguments, minibatches and results are those of `RecurrentPPO`, from the same seed the same up
     to rounding. The memory's state is stored where a segment or a minibatch starts instead
-    of four times for every step, and minibatches are not padded.
+    of for every step, and minibatches are not padded.
 
     ```python
     BeliefRecurrentPPO("BeliefPolicy", env, policy_kwargs={"memory": "belief"}).learn(100_000)
@@ -53,6 +55,10 @@ class BeliefRecurrentPPO(RecurrentPPO):
                 "before a rollout reaches the encoder with no gradient. Raise n_steps or "
                 "shorten the window."
             )
+        # Whole states, of which the buffer keeps few, instead of handles.
+        zeros = (torch.zeros(1, self.n_envs, recurrent.half_size, device=self.device),) * 2
+        states: Any = RNNStates(zeros, zeros)
+        self._last_lstm_states = states
         is_dict = isinstance(self.observation_space, spaces.Dict)
         buffer: Any = BeliefDictRolloutBuffer if is_dict else BeliefRolloutBuffer
         self.rollout_buffer = buffer(

@@ -2,8 +2,8 @@
 
 Its minibatch is a stretch of the rollout, one environment after the other, that the buffer cuts at
 every episode start and pads to the longest piece: early in training most of it is padding,
-which only the algorithm's mask tells from steps. The states tell it too if they count steps: where
-a piece ended is known from the start of the next one.
+which only the algorithm's mask tells from steps. The handles of the states tell it too, by the
+numbers of their steps: where a piece ended is known from the start of the next one.
 """
 
 from __future__ import annotations
@@ -60,25 +60,29 @@ class Rows(NamedTuple):
     padding: Tensor
     """All other places of the minibatch."""
 
+    def of(self, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the pair that the rows start from, of that of all sequences."""
+        return tuple(part[:, self.first] for part in states)
+
     def segments(self, state: Tensor) -> Segments:
-        """Return the rows with the states that they start from, of those of all sequences."""
-        return Segments(state[self.first], self.position, self.longest)
+        """Return the rows with the states `[R, S]` that they start from."""
+        return Segments(state, self.position, self.longest)
 
 
-def rejoined(starts: Tensor, count: Tensor, end: Tensor) -> Rows | None:
+def rejoined(starts: Tensor, number: Tensor, end: int) -> Rows | None:
     """Return the rows that padded sequences were cut from; None if none is known to be padded.
 
-    The counts may be those of another minibatch: whoever drops the padding looks at it before.
+    The numbers may be those of another minibatch: whoever drops the padding looks at it before.
 
     Args:
         starts: Where episodes start, `[B, T]` bool.
-        count: Steps of the training before each sequence, `[B]`.
-        end: Count after the last step of the rollout, `[]`.
+        number: Number of the step before each sequence, `[B]`.
+        end: Number of the last step of the rollout.
     """
     # Some tens of numbers each: NumPy's operations cost a fifth of PyTorch's.
-    device = count.device
+    device = number.device
     first_starts = starts[:, 0].cpu().numpy()
-    length, continues = _lengths(first_starts, starts.shape[1], count.cpu().numpy(), end.item())
+    length, continues = _lengths(first_starts, starts.shape[1], number.cpu().numpy(), end)
     inside = np.arange(starts.shape[1]) < length[:, None]
     if inside.all():
         return None
@@ -99,14 +103,14 @@ def rejoined(starts: Tensor, count: Tensor, end: Tensor) -> Rows | None:
     return Rows(first, position, longest, steps, padding)
 
 
-def _lengths(starts: Array, longest: int, count: Array, end: float) -> tuple[Array, Array]:
+def _lengths(starts: Array, longest: int, number: Array, end: int) -> tuple[Array, Array]:
     """Return an upper bound of every sequence's steps `[B]`, and whether the next continues it.
 
     The next sequence belongs to the same environment if it starts later, and with an episode.
     """
-    following = np.roll(count, -1)
-    continues = np.roll(starts, -1) & (following > count)
+    following = np.roll(number, -1)
+    continues = np.roll(starts, -1) & (following > number)
     continues[-1] = False
-    length = np.where(continues, following, end) - count
+    length = np.where(continues, following, end) - number
     is_known = (length >= 1) & (length <= longest)
     return np.where(is_known, length, longest).astype(np.int64), continues & is_known

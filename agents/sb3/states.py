@@ -1,6 +1,6 @@
 """The memory's states where minibatches will start, and nowhere else.
 
-sb3-contrib stores four arrays of states for every step. A minibatch reads few of them: it is a
+Under sb3-contrib's buffer a state is kept for every step. A minibatch reads few of them: it is a
 stretch of the rollout, one environment after the other, so that a state is needed where the row
 of an environment begins and where the stretch itself begins. The places of the latter are
 random, but nothing keeps them from being drawn before the rollout.

@@ -94,15 +94,15 @@ def test_padded_sequences_are_run_as_the_rows_they_were_cut_from(monkeypatch):
 def test_the_rows_of_padded_sequences_are_found_by_their_counts():
     starts = torch.zeros(3, 4, dtype=torch.bool)
     starts[1:, 0] = True
-    rows = rejoined(starts, torch.tensor([0.0, 2.0, 6.0]), torch.tensor(9.0))
+    rows = rejoined(starts, torch.tensor([0.0, 2.0, 6.0]), 9)
     assert rows.first.tolist() == [0] and rows.longest == 9
     assert rows.position.tolist() == list(range(9))
     assert rows.steps.tolist() == [0, 1, 4, 5, 6, 7, 8, 9, 10]
     assert rows.padding.tolist() == [2, 3, 11]
     # The second sequence is another environment's.
-    rows = rejoined(starts, torch.tensor([7.0, 0.0, 4.0]), torch.tensor(9.0))
+    rows = rejoined(starts, torch.tensor([7.0, 0.0, 4.0]), 9)
     assert rows.first.tolist() == [0, 1] and rows.longest == 8
-    assert rejoined(starts, torch.zeros(3), torch.tensor(9.0)) is None
+    assert rejoined(starts, torch.zeros(3), 9) is None
 
 
 def test_steps_that_do_not_look_like_padding_are_never_taken_for_it():
@@ -159,10 +159,15 @@ def test_the_buffer_stores_a_small_part_of_the_states():
         for algorithm in BOTH
     )
     names = ("hidden_states_pi", "cell_states_pi", "hidden_states_vf", "cell_states_vf")
-    stored = sum(getattr(stock.rollout_buffer, name).nbytes for name in names)
-    assert lean.rollout_buffer.store.nbytes * 50 < stored
+    state_bytes = 4 * stock.policy.lstm_actor.memory.state_size
+    stored = 64 * 8 * state_bytes
+    assert lean.rollout_buffer.store.nbytes * 25 < stored
     assert sum(getattr(lean.rollout_buffer, name).nbytes for name in names) == 0
-    assert lean.rollout_buffer.nbytes * 25 < stored
+    assert lean.rollout_buffer.nbytes * 12 < stored
+    # The stock buffer has handles only; the states are kept once.
+    assert sum(getattr(stock.rollout_buffer, name).nbytes for name in names) == 4 * 64 * 8 * 4
+    assert stored <= stock.policy.lstm_actor.kept.nbytes <= 65 * 8 * state_bytes
+    assert lean.policy.lstm_actor.kept.nbytes == 0
 
 
 def test_a_change_of_the_minibatches_counts_from_the_next_rollout_on():

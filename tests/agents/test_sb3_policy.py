@@ -68,7 +68,8 @@ def test_every_memory_learns_and_predicts(memory):
     action, state = model.predict(observation)
     again, _ = model.predict(observation, state, np.ones(3, bool), deterministic=True)
     assert action.shape == again.shape == (3,)
-    assert all(part.shape == (1, 3, model.policy.lstm_actor.hidden_size) for part in state)
+    width = model.policy.lstm_hidden_state_shape[2]
+    assert all(part.shape == (1, 3, width) for part in state)
 
 
 @pytest.mark.parametrize("algorithm", [RecurrentPPO, BeliefRecurrentPPO])
