@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -56,14 +57,18 @@ def as_json(content: Mapping[str, Any]) -> bytes:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path whose file takes the place of `path` once it is on the disk.
 
-    What stood there stays whole until then, also where the process is killed.
+    What stood there stays whole until then, also where the process is killed. A link stays one:
+    what it leads to is replaced. A device or a pipe is written to.
 
     Raises:
         OSError: The disk refuses; the temporary file is removed.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    is_stream = path.exists() and not path.is_file() and not path.is_dir()
+    place = path if is_stream else Path(os.path.realpath(path))
+    folder = Path(tempfile.gettempdir()) if is_stream else place.parent
+    temporary = folder / f".{place.name}.{os.getpid()}.tmp"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         # safetensors makes files that only their owner may read; this one has the usual mode.
         temporary.touch()
         mode = temporary.stat().st_mode
@@ -71,7 +76,11 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
+        if is_stream:
+            place.write_bytes(temporary.read_bytes())
+            temporary.unlink()
+        else:
+            temporary.replace(place)
     except Exception as error:
         temporary.unlink(missing_ok=True)
         _refuse_disk(path, error)
