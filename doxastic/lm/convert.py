@@ -12,7 +12,7 @@ import tyro
 
 from doxastic.configuration import ConfigError
 from doxastic.disk import check_output
-from doxastic.lm.loading import base_and_adapter
+from doxastic.lm.loading import base_and_adapter, refuse_learnt
 from doxastic.options import parse
 
 if TYPE_CHECKING:
@@ -118,9 +118,13 @@ def _merged(source: Path, adapter: Path, dtype: torch.dtype | None) -> Checkpoin
 def info(words: Sequence[str]) -> None:
     """Run `doxastic lm info`."""
     options = parse(InfoOptions, words, "doxastic lm info", _INFO_HELP)
-    from doxastic.language.formats import read_checkpoint
+    from doxastic.language.formats import ModelFileError, read_checkpoint
 
-    checkpoint = read_checkpoint(_model_in(options.path))
+    try:
+        checkpoint = read_checkpoint(_model_in(options.path))
+    except ModelFileError:
+        refuse_learnt(options.path)
+        raise
     for key, value in _description(checkpoint).items():
         print(f"{key:<14} {value}")
 

@@ -128,7 +128,7 @@ def base_and_adapter(path: Path, adapter: Path | None) -> tuple[Path, Path | Non
 
 
 def refuse_learnt(path: Path) -> None:
-    """Return unless what is to be fine-tuned is what was learnt beside a model, without the model.
+    """Return unless what is named as a model is what was learnt beside one, without the model.
 
     Args:
         path: A run, a folder or a file that holds no model.
@@ -152,7 +152,7 @@ def refuse_learnt(path: Path) -> None:
         remedy = f"merge it into its base with {command}{base}, and give --model {merged}"
     else:
         base = f", --model {_base(run)}" if run else ""
-        remedy = f"no weight can take that in: fine-tune the model it was learnt on{base}"
+        remedy = f"no weight can take that in: name the model it was learnt on{base}"
     raise ConfigError(f"{path} holds {what} and no model; {remedy}")
 
 

@@ -18,7 +18,7 @@ from doxastic.kernels import checks
 from doxastic.language.adaptation import load_adapter
 from doxastic.language.formats import load_model
 from doxastic.language.state_files import load_state
-from doxastic.lm.convert import convert
+from doxastic.lm.convert import convert, info
 from doxastic.lm.evaluation import evaluate
 from doxastic.lm.experiment import from_dict, load_preset, override
 from doxastic.lm.generation import generate
@@ -220,6 +220,11 @@ def test_fine_tuning_what_no_weight_takes_in_names_its_base(path, what, runs, ba
     message = f"{path} holds {what} and no model; .* the model it was learnt on, --model {base}$"
     with pytest.raises(ConfigError, match=message):
         finetune(["--model", str(runs["lora"].parent / path), "--data", str(text)])
+
+
+def test_info_on_an_adapter_says_what_it_is(runs):
+    with pytest.raises(ConfigError, match="holds a LoRA adapter and no model; merge it"):
+        info([str(runs["lora"])])
 
 
 def test_a_method_brings_its_own_preset(base, text, tmp_path):
