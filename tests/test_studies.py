@@ -130,6 +130,7 @@ def tiny(folder: Path) -> list[str]:
         ("tasks.test.episodes", 50, "episodes is 50; expected at least 200"),
         ("tasks.test.source", "", "best is given without source"),
         ("tasks.test.stages", ["finale"], "tasks.test.stages: unknown stage 'finale'"),
+        ("tasks.test.stages", [], "tasks.test.stages is empty"),
         ("tasks.test.settings_of", "tset", "tasks.test.settings_of: unknown task 'tset'"),
         ("tasks.test.settings_of", "test", "'test', which has no search of its own"),
         ("stages.0.seeds", [0, 1], "an interval over seeds needs at least 3"),
@@ -387,6 +388,20 @@ def test_the_best_of_a_stage_goes_on_to_the_next(finished):
     assert study.best_of(1) in ("belief", "gru")
     memories = [cell.memory for cell in study.phases()[-1].cells]
     assert set(memories) == {"gru", study.best_of(1)}
+
+
+def test_settings_of_another_task_need_a_search():
+    data = changed("tasks.test.settings_of", "test")
+    del data["search"]
+    with pytest.raises(ConfigError, match="settings_of is given, but the study has no search"):
+        study_from_dict(data)
+
+
+def test_a_stage_without_a_task_is_refused():
+    data = changed("stages", [*DATA["stages"], {"name": "final", "seeds": [20, 21, 22]}])
+    data["tasks"]["test"]["stages"] = ["comparison"]
+    with pytest.raises(ConfigError, match="no task takes part in the stage final"):
+        study_from_dict(data)
 
 
 def test_a_task_takes_the_settings_of_another_and_part_in_some_stages(finished):

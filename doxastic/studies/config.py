@@ -226,6 +226,8 @@ class StudyConfig:
     def _check_tasks(self) -> None:
         stages = [stage.name for stage in self.stages]
         for name, task in self.tasks.items():
+            if task.stages == ():
+                raise ConfigError(f"tasks.{name}.stages is empty; leave it out for all stages")
             for stage in task.stages or ():
                 if stage not in stages:
                     where = f"tasks.{name}.stages"
@@ -234,12 +236,17 @@ class StudyConfig:
             if source is None:
                 continue
             where = f"tasks.{name}.settings_of"
+            if self.search is None:
+                raise ConfigError(f"{where} is given, but the study has no search; leave it out")
             if source not in self.tasks:
                 raise ConfigError(f"{where}: {unknown(f'task {source!r}', source, [*self.tasks])}")
             if source == name or self.tasks[source].settings_of is not None:
                 raise ConfigError(
                     f"{where} is {source!r}, which has no search of its own; name a task that has"
                 )
+        for stage in stages:
+            if not any(task.stages is None or stage in task.stages for task in self.tasks.values()):
+                raise ConfigError(f"no task takes part in the stage {stage}; name it in its stages")
 
     def _check_memories(self, where: str, names: Iterable[str]) -> None:
         for name in names:
