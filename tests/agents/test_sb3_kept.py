@@ -67,9 +67,16 @@ def test_a_handle_stands_for_the_state_that_is_carried_whole(memory, share):
 
 
 def test_steps_by_hand_between_rollouts_leave_the_training_its_states():
-    model = make_model().learn(ENVS * STEPS)
-    acted(model.policy, 1)
-    model.learn(ENVS * STEPS, reset_num_timesteps=False)
+    def trained(by_hand):
+        model = make_model().learn(ENVS * STEPS)
+        if by_hand:
+            acted(model.policy, 1)
+        model.learn(ENVS * STEPS, reset_num_timesteps=False)
+        return model.policy.state_dict()
+
+    alone, stepped = trained(by_hand=False), trained(by_hand=True)
+    for name, weight in alone.items():
+        torch.testing.assert_close(weight, stepped[name], atol=1e-6, rtol=1e-5)
 
 
 @torch.no_grad()
