@@ -77,8 +77,11 @@ def plot_learning(
         _draw_curves(axes, curves[task.task], task.best_mixture, look)
         axes.xaxis.set_major_formatter(FuncFormatter(_count))
         _from_random(axes, task)
-    figure.supylabel("Return on the levels of training, IQM", color=INK, fontsize=10)
-    figure.supxlabel("Environment steps; bands: 95 % intervals over seeds", color=INK, fontsize=10)
+    score, share = (" or score", ", or their share") if suite else ("", "")
+    figure.supylabel(f"Return{score} on the levels of training, IQM", color=INK, fontsize=10)
+    figure.supxlabel(
+        f"Environment steps{share}; bands: 95 % intervals over seeds", color=INK, fontsize=10
+    )
     add_legend(figure, [*handles_of(look, marked=False), BEST])
     return figure
 
