@@ -367,6 +367,19 @@ def test_a_report_elsewhere_takes_the_results_with_it(finished, tmp_path):
     assert (tmp_path / "report" / "noise-comparison.png").is_file()
 
 
+def test_an_empty_report_does_not_replace_a_full_one(finished, tmp_path, capsys):
+    folder, report = tmp_path / "out", tmp_path / "report"
+    shutil.copytree(finished, folder)
+    report.mkdir()
+    (report / "report.md").write_text("full")
+    data = changed("tasks.test.settings.total_steps", 256)
+    (tmp_path / "tiny.yaml").write_text(dump_yaml(data))
+    assert main([*tiny(folder), "--report-only", "--report", str(report)]) == 1
+    shown = capsys.readouterr().err
+    assert f"finished in {folder}; the 10 in its results.jsonl have other settings" in shown
+    assert (report / "report.md").read_text() == "full"
+
+
 def test_two_processes_cannot_hold_one_study(finished):
     with (
         Study(study_from_dict(DATA), finished).held(),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from doxastic.configuration import ConfigError
+from doxastic.disk import RunError
 from doxastic.options import parse
 
 if TYPE_CHECKING:
@@ -71,7 +72,9 @@ def _carry_out(options: StudyOptions, config: StudyConfig) -> None:
     reporter = make_reporter(shown=not options.quiet)
     try:
         with found.held():
-            if not options.report_only:
+            if options.report_only:
+                _check_anything_finished(found)
+            else:
                 with Pool(workers, found.folder / "workers.log") as pool:
                     executor = Executor(found, pool, reporter)
                     executor.measure()
@@ -87,6 +90,18 @@ def _carry_out(options: StudyOptions, config: StudyConfig) -> None:
         reporter.close()
     if not options.quiet:
         print(path, flush=True)
+
+
+def _check_anything_finished(study: Study) -> None:
+    """Raise `RunError` rather than write an empty report, perhaps over a full one."""
+    cells = [cell for phase in study.phases() if phase.stage for cell in phase.cells]
+    if len(study.results.missing(cells)) == len(cells):
+        others = f"; the {len(study.results.records)} in its results.jsonl have other settings"
+        raise RunError(
+            f"no cell of a stage of this study is finished in {study.folder}"
+            f"{others if study.results.records else ''}; leave --report-only out to train them, or "
+            "name the folder of a finished study with --output"
+        )
 
 
 def sizes(study: Study) -> str:
