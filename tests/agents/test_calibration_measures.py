@@ -199,3 +199,14 @@ def test_folds_hold_whole_episodes_and_need_three_of_them() -> None:
     assert [np.unique(episodes[fold]).tolist() for fold in folds] == [[4, 12], [8], [10]]
     with pytest.raises(ValueError, match="fitted to 2 episodes; expected at least 3"):
         folds_of(np.array([1, 1, 2]))
+
+
+def test_the_interval_of_calibrated_probabilities_begins_at_zero() -> None:
+    random, hits, trials = np.random.default_rng(3), 0, 40
+    episodes = np.arange(2000)
+    for _ in range(trials):
+        p = random.uniform(size=2000)
+        error, _ = reliability(p, random.uniform(size=2000) < p, episodes)
+        hits += error.low == 0
+    # Three binomial deviations below 95 %.
+    assert hits / trials >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / trials)
