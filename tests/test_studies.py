@@ -20,12 +20,15 @@ from doxastic.experiment import Experiment, override
 from doxastic.runs import RunFolder
 from doxastic.studies import execute, work
 from doxastic.studies.cells import Cell, Settings
-from doxastic.studies.choices import best_settings
+from doxastic.studies.choices import best_setting
 from doxastic.studies.config import load_study, study_from_dict, study_names
 from doxastic.studies.design import Design
+from doxastic.studies.execute import Executor
 from doxastic.studies.matching import match, nearest_size
 from doxastic.studies.pool import Answer, Job, Pool
-from doxastic.studies.records import Record, Results, load_episodes
+from doxastic.studies.progress import make_reporter
+from doxastic.studies.records import Record, Results, load_episodes, save_episodes
+from doxastic.studies.report import write_report
 from doxastic.studies.study import Study
 
 SMALL = {
@@ -250,6 +253,21 @@ def test_a_cell_cut_short_by_a_crash_is_dropped_and_the_rest_kept(tmp_path, cut)
     assert results.path.read_text() == whole + second.lines()
 
 
+def test_of_lines_written_twice_the_last_count(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text(record().lines() + record(means=(3.0, 4.0)).lines())
+    assert Results(path).records["aa"].means == (3.0, 4.0)
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:40], lambda whole: b"", lambda _: b"no"])
+def test_damaged_episodes_are_named_with_the_remedy(tmp_path, damage):
+    path = tmp_path / "episodes.npz"
+    save_episodes(path, (1.0,), np.zeros((1, 8)))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(RunError, match=r"is missing or damaged .* remove the lines of its cell"):
+        load_episodes(path)
+
+
 def test_results_of_another_version_are_refused(tmp_path):
     path = tmp_path / "results.jsonl"
     path.write_text(record().lines().replace('"version": 1', '"version": 0'))
@@ -264,7 +282,8 @@ def test_the_search_takes_the_best_mean_and_the_smaller_of_equals():
     records = [found(0.002, 0, 1.0), found(0.002, 1, 2.0), found(0.001, 0, 2.0)]
     records += [found(0.001, 1, 1.0), found(0.004, 0, 9.0)]
     # The last one failed on its second seed: nothing to be chosen.
-    assert best_settings(records) == {("test", "gru"): Settings(0.001, 0.01)}
+    assert best_setting(records) == Settings(0.001, 0.01)
+    assert best_setting([]) is None
 
 
 def test_a_study_ends_with_results_and_a_report(finished):
@@ -330,6 +349,112 @@ def test_a_failed_cell_is_reported_and_tried_again_by_the_next_call(
     assert main(tiny(folder)) == 0
     assert len(Results(path).records) == 10
     assert "no luck" not in (folder / "report.md").read_text()
+
+
+def copied(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def without(folder: Path, **facts: object) -> list[Record]:
+    """Take the cells with these facts out of the results, and return them."""
+    path = folder / "results.jsonl"
+    records = list(Results(path).records.values())
+    lost = [x for x in records if all(getattr(x, key) == value for key, value in facts.items())]
+    path.write_text("".join(x.lines() for x in records if x not in lost))
+    return lost
+
+
+def test_what_was_chosen_stands_while_a_failed_cell_is_tried_again(finished, tmp_path):
+    folder = copied(finished, tmp_path)
+    lost = without(folder, stage="search", memory="gru", learning_rate=0.002)
+    study = Study(study_from_dict(DATA), folder)
+    assert set(study.chosen()) == {("test", "belief")}  # That search goes on.
+    (cell,) = study.results.missing(study.design.search_cells())
+    study.fail(cell, "no luck")
+    again = Study(study_from_dict(DATA), folder)
+    with InlinePool(1, folder / "workers.log") as pool:
+        pool.map = lambda jobs, on_wait: iter(())  # Stopped before there was an answer.
+        Executor(again, pool, make_reporter(shown=False)).train()
+    third = Study(study_from_dict(DATA), folder)
+    assert set(third.chosen()) == {("test", "belief"), ("test", "gru")}
+    third.results.append(lost[0])
+    third.succeed(cell)
+    assert not Study(study_from_dict(DATA), folder).failures
+
+
+def test_a_renamed_memory_keeps_what_it_has(finished, tmp_path):
+    folder = copied(finished, tmp_path)
+    data = changed("memories", {"belief": {}, "gated": DATA["memories"]["gru"]})
+    data["baselines"] = ["gated"]
+    study = Study(study_from_dict(data), folder)
+    before = Study(study_from_dict(DATA), folder)
+    assert study.chosen()["test", "gated"] == before.chosen()["test", "gru"]
+    assert not any(study.results.missing(phase.cells) for phase in study.phases())
+    text = write_report(study, tmp_path / "report", "doxastic study tiny").read_text()
+    assert "### Against gated" in text and "Not finished" not in text
+
+
+def test_a_memory_that_lacks_a_task_is_not_chosen(finished, tmp_path):
+    folder = copied(finished, tmp_path)
+    without(folder, stage="comparison", memory="belief", seed=1)
+    data = changed("stages", [*DATA["stages"], {"name": "final", "seeds": [20, 21, 22]}])
+    data["stages"][1] |= {"memories": ["gru"], "best_of": ["belief", "gru"]}
+    study = Study(study_from_dict(data), folder)
+    (cell,) = study.results.missing(study.phases()[1].cells)
+    assert study.best_among(1) is None  # It may still come.
+    study.fail(cell, "no luck")
+    choice = study.best_among(1)
+    assert choice.memory == "gru" and choice.left_out == ["belief"] and choice.tasks == ["test"]
+
+
+def test_two_memories_that_are_the_same_share_their_cells(finished, tmp_path):
+    folder = copied(finished, tmp_path)
+    data = changed("memories.twin", {})
+    study = Study(study_from_dict(data), folder)
+    assert not any(study.results.missing(phase.cells) for phase in study.phases())
+    text = write_report(study, tmp_path / "report", "doxastic study tiny").read_text()
+    assert "| twin |" in text
+
+
+def test_what_another_process_finished_is_read_when_the_folder_is_held(finished, tmp_path):
+    folder = copied(finished, tmp_path)
+    lost = without(folder, stage="comparison", memory="gru", seed=1)
+    study, other = (Study(study_from_dict(DATA), folder) for _ in range(2))
+    with other.held():
+        other.results.append(lost[0])
+    with study.held():
+        assert not any(study.results.missing(phase.cells) for phase in study.phases())
+
+
+def test_a_study_that_a_full_disk_stopped_at_once_goes_on(tmp_path):
+    (tmp_path / "study.lock").touch()
+    assert not Study(study_from_dict(DATA), tmp_path).results.records
+
+
+def test_what_the_disk_refuses_leaves_the_training_there(finished, tmp_path, monkeypatch):
+    cell = Study(study_from_dict(DATA), finished).phases()[-1].cells[0]
+    run = tmp_path / "run"
+    shutil.copytree(finished / cell.folder / "run", run)
+    (run / "evaluation.json").unlink()
+
+    def refuse(**arguments):
+        raise RunError("no space left on device")
+
+    monkeypatch.setattr(work, "train", refuse)
+    with pytest.raises(RunError, match="no space left"):
+        work._trained(cell, run)
+    assert (run / "checkpoints").is_dir()
+
+
+def test_a_process_that_cannot_start_is_an_answer(tmp_path, monkeypatch):
+    def refuse(pool):
+        raise OSError("cannot allocate memory")
+
+    monkeypatch.setattr(Pool, "_start", refuse)
+    with Pool(1, tmp_path / "workers.log") as pool:
+        (answer,) = pool.map([Job(key="one", name="measure", arguments={})], lambda: None)
+    assert answer.error == "its process cannot be used: cannot allocate memory"
 
 
 def test_a_trained_run_is_not_trained_again_and_a_broken_one_is(finished, tmp_path, monkeypatch):

@@ -89,9 +89,12 @@ class TaskReturns:
         return chosen / chosen.sum() if chosen.any() else None
 
     def best_of(self, measure: str) -> float | None:
-        """Return the return of the best policy known in a measure, None if it has no levels."""
+        """Return the return of the best policy known in a measure.
+
+        None if the measure has no levels, or that return is known over the mixture only.
+        """
         weights = self.weights(measure)
-        if weights is None:
+        if weights is None or (measure != "mixture" and not self.has_best_levels):
             return None
         return self.best_mixture if measure == "mixture" else float(weights @ np.array(self.best))
 
@@ -100,11 +103,14 @@ class TaskReturns:
 
         `1 - (best - return) / (best over the mixture - random)`: the unit is the same for every
         measure of a task, the return that there is to be had by acting well on the mixture.
-        For the mixture itself random actions are 0.
+        For the mixture itself random actions are 0. Where the best is not known under this noise,
+        it is that over the mixture: of such scores the differences mean something, no more.
         """
         weights, best = self.weights(measure), self.best_of(measure)
-        if weights is None or best is None:
+        if weights is None:
             return None
+        if best is None:
+            best = self.best_mixture
         return np.asarray(1.0 - (best - values @ weights) / self.scale, np.float64)
 
 

@@ -61,18 +61,42 @@ def outcome(study: Study, phase: Phase) -> Outcome:
     return Outcome(tasks, left_out)
 
 
-def best_memory(study: Study, phase: Phase, among: Sequence[str]) -> str:
-    """Return the memory of the highest IQM score, averaged over the measures; ties to the first."""
+class Choice(NamedTuple):
+    """The best of some memories."""
+
+    memory: str
+    """Its name."""
+    tasks: list[str]
+    """The tasks it was chosen on."""
+    left_out: list[str]
+    """Memories that were not considered, because they did not finish on all of their tasks."""
+
+
+def best_memory(study: Study, phase: Phase, among: Sequence[str]) -> Choice:
+    """Return the memory of the highest IQM score, averaged over the measures; ties to the first.
+
+    All are compared on the same tasks: those of all that have finished. One that failed on a task
+    is not considered, or what is hard for it would not count.
+    """
     tasks = outcome(study, phase).tasks
+    whole = [name for name in among if _is_whole(phase, tasks, name)] or list(among)
+    shared = [task for task in tasks if set(whole) <= set(task.memories)]
     # The value alone is read: no interval is needed to choose.
-    comparison = Comparison(tasks, resamples=2)
+    comparison = Comparison(shared, resamples=2)
 
     def merit(memory: str) -> float:
         scores = [comparison.score(measure, memory) for measure in MEASURES]
         known = [score.value for score in scores if score is not None]
         return float(np.mean(known)) if known else -np.inf
 
-    return max(among, key=merit)
+    left_out = [name for name in among if name not in whole]
+    return Choice(max(whole, key=merit), [task.task for task in shared], left_out)
+
+
+def _is_whole(phase: Phase, tasks: Sequence[TaskReturns], memory: str) -> bool:
+    """Return whether a memory has returns on all tasks that it takes part in."""
+    wanted = {cell.task for cell in phase.cells if cell.memory == memory}
+    return wanted <= {task.task for task in tasks if memory in task.memories}
 
 
 def curves(study: Study, phase: Phase, task: TaskReturns) -> list[Curve]:
@@ -115,7 +139,7 @@ def _returns(
     first = cells[0][0]
     returns = np.stack(
         [
-            np.stack([load_episodes(study.folder / cell.folder / "episodes.npz") for cell in row])
+            np.stack([load_episodes(study.cell_folder(cell) / "episodes.npz") for cell in row])
             for row in cells
         ]
     )
@@ -139,7 +163,7 @@ def _returns(
 
 
 def _training_returns(study: Study, cell: Cell) -> tuple[np.ndarray, np.ndarray]:
-    records = RunFolder(study.folder / cell.folder / "run").metrics()
+    records = RunFolder(study.cell_folder(cell) / "run").metrics()
     key = "score" if any("score" in record for record in records) else "return_mean"
     values = [np.nan if record.get(key) is None else record[key] for record in records]
     return np.array([record["steps"] for record in records], float), np.array(values, float)

@@ -75,8 +75,7 @@ class Cell:
     @property
     def folder(self) -> str:
         """Where it is kept below the study's folder."""
-        seed = self.experiment.seed
-        return f"cells/{self.task}/{self.memory}/seed-{seed}-{self.digest}"
+        return cell_folder(self.task, self.memory, self.experiment.seed, self.digest)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that `from_dict` reads."""
@@ -94,6 +93,11 @@ class Cell:
                 "noise": None if noise is None else tuple(noise),
             }
         )
+
+
+def cell_folder(task: str, memory: str, seed: int, digest: str) -> str:
+    """Return where a cell is kept below the study's folder."""
+    return f"cells/{task}/{memory}/seed-{seed}-{digest}"
 
 
 def _differences(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,31 +9,24 @@ from doxastic.studies.cells import Settings
 from doxastic.studies.records import Record
 
 
-def mean_by_setting(records: Iterable[Record]) -> dict[tuple[str, str], dict[Settings, float]]:
-    """Return the mean return of every setting by (task, memory), over levels and seeds.
+def mean_by_setting(records: Iterable[Record]) -> dict[Settings, float]:
+    """Return the mean return of every setting of one memory on one task, over levels and seeds.
 
     Settings that failed on a seed where another did not are left out: a mean over fewer seeds
     would favour what diverges.
     """
-    by_pair: dict[tuple[str, str], dict[Settings, dict[int, float]]] = {}
+    scores: dict[Settings, dict[int, float]] = {}
     for record in records:
-        settings = by_pair.setdefault((record.task, record.memory), {})
-        scores = settings.setdefault(record.settings, {})
-        scores[record.seed] = statistics.fmean(record.means)
-    means = {}
-    for pair, settings in by_pair.items():
-        whole = max(len(scores) for scores in settings.values())
-        means[pair] = {
-            setting: statistics.fmean(scores.values())
-            for setting, scores in sorted(settings.items())
-            if len(scores) == whole
-        }
-    return means
-
-
-def best_settings(records: Iterable[Record]) -> dict[tuple[str, str], Settings]:
-    """Return the setting of the highest mean by (task, memory), the smaller one of equals."""
+        scores.setdefault(record.settings, {})[record.seed] = statistics.fmean(record.means)
+    whole = max((len(by_seed) for by_seed in scores.values()), default=0)
     return {
-        pair: min(means, key=lambda setting: (-means[setting], setting))
-        for pair, means in mean_by_setting(records).items()
+        setting: statistics.fmean(by_seed.values())
+        for setting, by_seed in sorted(scores.items())
+        if len(by_seed) == whole
     }
+
+
+def best_setting(records: Iterable[Record]) -> Settings | None:
+    """Return the setting of the highest mean, the smaller one of equals; None without records."""
+    means = mean_by_setting(records)
+    return min(means, key=lambda setting: (-means[setting], setting), default=None)

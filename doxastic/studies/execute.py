@@ -106,7 +106,6 @@ class Executor:
         Raises:
             TrainingInterrupted: After SIGINT or SIGTERM; what was trained is saved.
         """
-        self._study.forget_failures()
         with Interruption() as interruption:
             try:
                 for i in range(len(self._study.phases())):
@@ -152,6 +151,7 @@ class Executor:
             return
         record = Record(**answer.result)
         self._study.results.append(record)
+        self._study.succeed(cell)
         self._clock.learn([cell])
         mean = sum(record.means) / len(record.means)
         self._show(f"{cell.label}: return {mean:.3f}")
@@ -159,7 +159,11 @@ class Executor:
     def _refresh(self) -> None:
         """Estimate anew what is left, in seconds of one core."""
         cells = list(self._planned.values())
-        unfinished = [cell for cell in cells if cell.label not in self._study.failures]
+        failures = self._study.failures
+        # Those that failed before are tried again with their phase.
+        unfinished = [
+            cell for cell in cells if cell.label not in failures or cell.digest in self._cells
+        ]
         self._left = self._clock.seconds(self._study.results.missing(unfinished))
         self._whole = max(self._clock.seconds(cells), 1e-9)
 
@@ -174,7 +178,7 @@ class Executor:
 
     def _begun(self, cell: Cell) -> float:
         """Return the seconds that were spent on a cell in training, from its metrics."""
-        path = self._study.folder / cell.folder / "run" / "metrics.jsonl"
+        path = self._study.cell_folder(cell) / "run" / "metrics.jsonl"
         return self._clock.begun(cell, _last_step(path))
 
 

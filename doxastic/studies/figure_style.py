@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from doxastic.agents.study.statistics import Comparison
+from doxastic.agents.study.returns import TaskReturns, common_memories
 from doxastic.plotting import PALETTE
 
 INK, FAINT, SHADE = "#333333", "#8A8A8A", "#EEF2F6"
@@ -42,10 +42,11 @@ def looks(memories: Sequence[str], first: Sequence[str]) -> dict[str, Look]:
     return {name: shown.get(name, Look("#C4C4C4", ".", False)) for name in memories}
 
 
-def title_of(comparison: Comparison, measure: str) -> str:
-    """Return a measure with the number of tasks that have it."""
-    tasks = len(comparison.tasks_of(measure))
-    return f"{measure}, {tasks} task{'s' if tasks > 1 else ''}"
+def title_of(measure: str, tasks: Sequence[TaskReturns]) -> str:
+    """Return a measure with the number of its tasks, in which all memories need not take part."""
+    memories = common_memories(tasks)
+    most = "" if all(set(memories) <= set(task.memories) for task in tasks) else "up to "
+    return f"{measure}, {most}{len(tasks)} task{'s' if len(tasks) > 1 else ''}"
 
 
 def panels_of(

@@ -88,8 +88,9 @@ def plot_learning(
 
 def plot_profiles(comparison: Comparison, look: Mapping[str, Look]) -> Figure:
     """Return performance profiles: the share of runs above every score, a panel per measure."""
-    measures = [measure for measure in MEASURES if comparison.tasks_of(measure)]
-    figure, panels = panels_of([title_of(comparison, measure) for measure in measures], columns=3)
+    measures = [measure for measure in MEASURES if comparison.tasks_with_best(measure)]
+    titles = [title_of(measure, comparison.tasks_with_best(measure)) for measure in measures]
+    figure, panels = panels_of(titles, columns=3)
     for axes, measure in zip(panels, measures, strict=True):
         thresholds = _thresholds(comparison, measure)
         for name, style in look.items():
@@ -134,10 +135,10 @@ def _draw_levels(
     if task.trained:
         inside = places[seen]
         axes.axvspan(inside[0] - 0.4, inside[-1] + 0.4, color=SHADE, zorder=0, linewidth=0)
-    if task.has_best_levels:
-        axes.plot(places, task.best, color=FAINT, linestyle=DASHES, linewidth=1.3, zorder=2)
-    else:
-        axes.axhline(task.best_mixture, color=FAINT, linestyle=DASHES, linewidth=1.3, zorder=2)
+    # Known over the mixture only, the best is drawn over the levels of the mixture.
+    known = places if task.has_best_levels else places[seen]
+    best = np.array(task.best)[known.astype(int)]
+    axes.plot(known, best, color=FAINT, linestyle=DASHES, linewidth=1.3, zorder=2)
     named = [name for name in task.memories if look[name].is_named]
     for name in task.memories:
         style = look[name]
@@ -165,7 +166,7 @@ def _thresholds(comparison: Comparison, measure: str) -> np.ndarray[Any, Any]:
     scores = np.concatenate(
         [
             scores.ravel()
-            for task in comparison.tasks_of(measure)
+            for task in comparison.tasks_with_best(measure)
             if (scores := task.normalized(task.means, measure)) is not None
         ]
     )

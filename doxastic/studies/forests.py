@@ -28,9 +28,8 @@ def plot_pairs(
     names = common_memories(comparison.tasks)
     pairs = [(name, base) for base in baselines for name in names if name != base]
     height = 0.3 * (len(pairs) + len(baselines)) + 1.2
-    figure, panels = panels_of(
-        [title_of(comparison, measure) for measure in measures], columns=3, height=height
-    )
+    titles = [title_of(measure, comparison.tasks_of(measure)) for measure in measures]
+    figure, panels = panels_of(titles, columns=3, height=height)
     rows = _rows(pairs)
     for i, (axes, measure) in enumerate(zip(panels, measures, strict=True)):
         for (name, base), row in rows.items():

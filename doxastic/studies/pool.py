@@ -107,6 +107,15 @@ class Pool:
 
     def _ask(self, index: int, job: Job, answers: queue.SimpleQueue[tuple[int, Answer]]) -> None:
         """Give a job to a worker, wait for its answer and put it into the queue."""
+        try:
+            answer = self._answer(index, job)
+        except (OSError, ValueError) as error:
+            # Whoever waits for an answer is to get one.
+            answer = Answer(job=job, error=f"its process cannot be used: {error}")
+        answers.put((index, answer))
+
+    def _answer(self, index: int, job: Job) -> Answer:
+        """Return the answer of a worker, which is started if it is not there."""
         process = self._processes[index]
         if process is None or process.poll() is not None:
             process = self._processes[index] = self._start()
@@ -117,13 +126,11 @@ class Pool:
             _pipe(process.stdin).flush()
             line = _pipe(process.stdout).readline()
         if line:
-            answers.put((index, Answer(job=job, **json.loads(line))))
-            return
+            return Answer(job=job, **json.loads(line))
         code = process.wait()
         _close(process)
         what = f"signal {-code}" if code < 0 else f"exit code {code}"
-        message = f"its process ended with {what}; see {self._log}"
-        answers.put((index, Answer(job=job, error=message)))
+        return Answer(job=job, error=f"its process ended with {what}; see {self._log}")
 
     def _start(self) -> subprocess.Popen[str]:
         fixed = {**dict.fromkeys(_THREADS, "1"), "GLIBC_TUNABLES": _huge_pages()}

@@ -14,18 +14,23 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from doxastic.disk import RunError, disk_errors, write_atomically
-from doxastic.studies.cells import Cell, Settings
+from doxastic.studies.cells import Cell, Settings, cell_folder
 
 VERSION = 1
 """Version of a line of results.jsonl."""
+
+OPTIONS = "--output, --report"
+"""Options of the command that name the folders it writes to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,11 @@ class Record:
         """Its learning rate and entropy coefficient."""
         return Settings(self.learning_rate, self.entropy)
 
+    @property
+    def folder(self) -> str:
+        """Where it is kept below the study's folder: that of the cell it was trained as."""
+        return cell_folder(self.task, self.memory, self.seed, self.digest)
+
     def lines(self) -> str:
         """Return its lines in the file."""
         common = asdict(self)
@@ -103,10 +113,12 @@ class Results:
         self.path = path
         self.records: dict[str, Record] = {}
         text = path.read_text(encoding="utf-8") if path.exists() else ""
-        rows: dict[str, list[dict[str, Any]]] = {}
+        rows: dict[str, dict[float | None, dict[str, Any]]] = {}
         for row in _rows(path, text):
-            rows.setdefault(row["digest"], []).append(row)
-        for digest, group in rows.items():
+            # Of lines that were written twice, the last.
+            rows.setdefault(row["digest"], {})[row["noise"]] = row
+        for digest, by_level in rows.items():
+            group = list(by_level.values())
             if len(group) == group[0]["levels"]:
                 self.records[digest] = _record(group)
         whole = "".join(record.lines() for record in self.records.values())
@@ -114,7 +126,7 @@ class Results:
 
     def append(self, record: Record) -> None:
         """Add a finished cell and wait until the disk has it."""
-        with disk_errors(self.path.parent):
+        with disk_errors(self.path.parent, OPTIONS):
             if self._damaged:
                 whole = "".join(known.lines() for known in self.records.values())
                 write_atomically(self.path, whole.encode())
@@ -142,7 +154,7 @@ def save_episodes(path: Path, levels: Sequence[float | None], returns: np.ndarra
     content = io.BytesIO()
     noise = np.array([np.nan if level is None else level for level in levels])
     np.savez_compressed(content, noise=noise, returns=returns.astype(np.float32))
-    with disk_errors(path.parent):
+    with disk_errors(path.parent, OPTIONS):
         write_atomically(path, content.getvalue())
 
 
@@ -153,9 +165,10 @@ def load_episodes(path: Path) -> np.ndarray:
         RunError: If the file is missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as data:
+        # NumPy leaves a damaged file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             return np.asarray(data["returns"], np.float32)
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
         raise RunError(
             f"{path} is missing or damaged ({error}); remove the lines of its cell from "
             "results.jsonl to test it again"
@@ -164,7 +177,7 @@ def load_episodes(path: Path) -> np.ndarray:
 
 def save_failures(path: Path, failures: Mapping[str, str]) -> None:
     """Write which cells failed and why."""
-    with disk_errors(path.parent):
+    with disk_errors(path.parent, OPTIONS):
         write_atomically(path, json.dumps(dict(failures), indent=1).encode())
 
 

@@ -13,15 +13,16 @@ from matplotlib.figure import Figure
 
 from doxastic.agents.study.resampling import RESAMPLES
 from doxastic.agents.study.returns import MEASURES, common_memories
-from doxastic.agents.study.statistics import Comparison
+from doxastic.agents.study.statistics import ENOUGH_RUNS, Comparison
 from doxastic.configuration import dump_yaml, to_dict
 from doxastic.disk import disk_errors, write_atomically
 from doxastic.progress import clock
 from doxastic.studies import figures, tables
 from doxastic.studies.analysis import Outcome, curves, outcome, suite_curves
-from doxastic.studies.config import MIN_SEEDS
+from doxastic.studies.design import trained_levels
 from doxastic.studies.figure_style import Look, looks
 from doxastic.studies.forests import plot_pairs
+from doxastic.studies.records import OPTIONS
 
 if TYPE_CHECKING:
     from doxastic.studies.study import Phase, Study
@@ -38,7 +39,7 @@ def write_report(study: Study, folder: Path, command: str) -> Path:
     Raises:
         RunError: If the folder cannot be written, or an episode file is damaged.
     """
-    with disk_errors(folder):
+    with disk_errors(folder, OPTIONS):
         folder.mkdir(parents=True, exist_ok=True)
     parts = [_head(study, command)]
     for phase in study.phases():
@@ -46,7 +47,7 @@ def write_report(study: Study, folder: Path, command: str) -> Path:
             parts.append(_stage(study, phase, folder))
     parts += [_search(study), _sizes(study), _method(study), _failures(study)]
     text = "\n\n".join(part for part in parts if part) + "\n"
-    with disk_errors(folder):
+    with disk_errors(folder, OPTIONS):
         write_atomically(folder / "report.md", text.encode())
         if folder.resolve() != study.folder.resolve():
             _copy(study, folder)
@@ -54,7 +55,8 @@ def write_report(study: Study, folder: Path, command: str) -> Path:
 
 
 def _head(study: Study, command: str) -> str:
-    records = study.results.records.values()
+    cells = [cell for phase in study.phases() for cell in phase.cells]
+    records = {record.digest: record for record in study.results.of(cells)}.values()
     seconds = sum(record.seconds_training + record.seconds_evaluation for record in records)
     steps = sum(record.steps for record in records)
     versions = sorted({f"{name} {x}" for record in records for name, x in record.versions.items()})
@@ -65,8 +67,9 @@ def _head(study: Study, command: str) -> str:
         f"Memories: {len(config.memories)}; tasks: {len(config.tasks)}; agents trained: "
         f"{len(records)}, for {steps / 1e6:.1f} million steps in all. Training and tests took "
         f"{clock(seconds)} of one process ({platform.machine()}); {program}.\n\n"
-        "Every interval is a 95 % interval over seeds and test episodes; what is in bold excludes "
-        "zero. How they are made is said [below](#method)."
+        "Intervals are 95 % intervals over seeds and test episodes, but for those of one task "
+        f"with fewer than {ENOUGH_RUNS} seeds, which cover less; what is in bold excludes zero. "
+        "How they are made is said [below](#method)."
     )
 
 
@@ -79,13 +82,29 @@ def _stage(study: Study, phase: Phase, folder: Path) -> str:
         return f"{title}\n\nToo little is finished for a statement.{missing}"
     comparison = Comparison(found.tasks)
     look = _looks(study, comparison)
-    parts = [title, _budget(phase, found)]
+    parts = [title, _budget(phase, found), _choice(study, phase)]
     if len(found.tasks) > 1:
         parts += ["### All tasks", tables.aggregate_table(comparison)]
     parts += _pairs(study, comparison, look, phase.name, folder)
     parts += _noise(comparison, look, phase.name, folder)
     parts += _learning(study, phase, found, look, folder)
-    return "\n\n".join(parts)
+    return "\n\n".join(part for part in parts if part)
+
+
+def _choice(study: Study, phase: Phase) -> str:
+    """Return which memory came into a stage as the best of several, and how it was chosen."""
+    index = [stage.name for stage in study.config.stages].index(phase.name)
+    choice = study.best_among(index)
+    if choice is None:
+        return ""
+    names = ", ".join(study.config.stages[index].best_of)
+    left_out = ", ".join(choice.left_out)
+    but = f" Not considered, for want of finished cells: {left_out}." if left_out else ""
+    return (
+        f"**{choice.memory}** is here as the best of {names}: it had the highest IQM of the "
+        f"scores, averaged over the measures, in {study.config.stages[index - 1].name} on "
+        f"{', '.join(choice.tasks)}.{but}"
+    )
 
 
 def _looks(study: Study, comparison: Comparison) -> dict[str, Look]:
@@ -101,10 +120,11 @@ def _budget(phase: Phase, found: Outcome) -> str:
     lines = []
     for task in found.tasks:
         cell = next(cell for cell in phase.cells if cell.task == task.task)
-        levels = ", ".join(f"{level:g}" for level in task.trained) or "the environment's own noise"
+        trained = ", ".join(f"{level:g}" for level in trained_levels(cell.experiment))
+        levels = f"noise {trained}" if trained else "the environment's own noise"
         lines.append(
             f"- **{task.task}**: `{cell.experiment.env.id}`, {cell.experiment.total_steps:,} steps "
-            f"on noise {levels}; {len(task.seeds)} seeds ({_range(task.seeds)}), "
+            f"on {levels}; {len(task.seeds)} seeds ({_range(task.seeds)}), "
             f"{task.returns.shape[-1]:,} test episodes at each level"
         )
     if found.left_out:
@@ -192,9 +212,14 @@ def _shared_search(study: Study) -> str:
 def _sizes(study: Study) -> str:
     return (
         "## Sizes\n\n"
-        f"Parameters of the whole agent; all within {study.config.parameter_tolerance:.0%} of "
-        f"{study.config.reference}'s.\n\n{tables.size_table(study)}"
+        f"Parameters of the whole agent, within {study.config.parameter_tolerance:.0%} of "
+        f"{study.config.reference}'s{_unmatched(study)}.\n\n{tables.size_table(study)}"
     )
+
+
+def _unmatched(study: Study) -> str:
+    names = [name for name, entry in study.config.memories.items() if not entry.matched]
+    return f"; not matched: {', '.join(names)}" if names else ""
 
 
 def _method(study: Study) -> str:
@@ -209,13 +234,14 @@ def _method(study: Study) -> str:
         "- Scores are `1 - (best - return) / range`: best is the return of the best policy known "
         "under that noise, range the return between random actions and the best policy known over "
         "the mixture. The best policy is made for the mixture: at a single level, above all a "
-        "held-out one, another policy may do better.\n"
+        "held-out one, another policy may do better. Where it is known over the mixture only, a "
+        "task counts in the differences of the other measures, not in their IQM, gap and profile.\n"
         "- IQM: mean of the middle half of the runs, tasks weighing alike. Gap: mean shortfall of "
         "the score from 1.\n"
         f"- Intervals: {RESAMPLES:,} bootstrap samples; within each task, seeds and episodes are "
         "drawn again, the same for all memories, so that differences are paired; percentiles, "
-        f"expanded for few seeds. Of {MIN_SEEDS} seeds an interval is the range of the samples and "
-        "covers less than 95 %.\n"
+        "expanded for few seeds. No interval from n runs can cover more than 1 - 2^(1 - n): on one "
+        f"task, 75 % of three and 94 % of five. Below {ENOUGH_RUNS} runs nothing is in bold.\n"
         "- P(better): probability that a run of the memory has a higher score than one of the "
         "baseline, mean over tasks.\n\n"
         f"The whole study:\n\n```yaml\n{dump_yaml(to_dict(study.config))}```"
@@ -223,17 +249,17 @@ def _method(study: Study) -> str:
 
 
 def _failures(study: Study) -> str:
-    if not study.failures:
-        return ""
-    lines = "\n".join(f"- {label}: {error}" for label, error in study.failures.items())
-    return f"## Failed\n\n{lines}"
+    labels = {cell.label for phase in study.phases() for cell in phase.cells}
+    failed = {label: error for label, error in study.failures.items() if label in labels}
+    lines = "\n".join(f"- {label}: {error}" for label, error in failed.items())
+    return f"## Failed\n\n{lines}" if failed else ""
 
 
 def _saved(figure: Figure, folder: Path, name: str, text: str) -> str:
     """Write a figure and return the Markdown that shows it."""
     image = io.BytesIO()
     figure.savefig(image, format="png")
-    with disk_errors(folder):
+    with disk_errors(folder, OPTIONS):
         write_atomically(folder / name, image.getvalue())
     return f"![{text}]({name})"
 

@@ -12,17 +12,21 @@ from typing import Any, NamedTuple
 from doxastic.agents.study.references import has_reference
 from doxastic.configuration import ConfigError, dump_yaml, read_yaml, to_dict
 from doxastic.disk import RunError, disk_errors, write_atomically
-from doxastic.studies.analysis import best_memory
+from doxastic.studies.analysis import Choice, best_memory
 from doxastic.studies.cells import Cell, Settings
-from doxastic.studies.choices import best_settings
+from doxastic.studies.choices import best_setting
 from doxastic.studies.config import StageConfig, StudyConfig
 from doxastic.studies.design import SEARCH, Design
-from doxastic.studies.records import Results, load_failures, save_failures
+from doxastic.studies.records import OPTIONS, Results, load_failures, save_failures
 
 try:
     import fcntl
 except ImportError:  # Windows has no flock: two processes in one folder are not detected there.
     fcntl = None  # type: ignore[assignment]
+
+
+# All there is of a study that a full disk stopped at once.
+_BEGUN = ("study.lock", "workers.log")
 
 
 class Phase(NamedTuple):
@@ -51,17 +55,21 @@ class Study:
         design: Its cells.
         results: What is finished.
         references: Best known and random returns by task, as far as they were played.
-        failures: Errors of the cells that failed in the last call, by label.
+        failures: Errors of the cells that failed when they were last tried, by label.
     """
 
     def __init__(self, config: StudyConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
         _check_folder(config, folder)
-        self.results = Results(folder / "results.jsonl")
         self.design = Design(config)
         _check_references(config, self.design)
+        self.read()
+
+    def read(self) -> None:
+        """Read what is finished from the folder."""
+        self.results = Results(self.folder / "results.jsonl")
         self.references: dict[str, Any] = self._read("references.json")
-        self.failures = load_failures(folder / "failures.json")
+        self.failures = load_failures(self.folder / "failures.json")
 
     def phases(self) -> list[Phase]:
         """Return search and stages with their cells, as far as what was chosen is known."""
@@ -72,54 +80,81 @@ class Study:
             phases.append(Phase(stage.name, stage, cells))
         return phases
 
+    def searched(self) -> dict[tuple[str, str], list[Cell]]:
+        """Return the cells of the search by (task, memory)."""
+        pairs: dict[tuple[str, str], list[Cell]] = {}
+        for cell in self.design.search_cells():
+            pairs.setdefault((cell.task, cell.memory), []).append(cell)
+        return pairs
+
     def chosen(self) -> dict[tuple[str, str], Settings]:
-        """Return what the search chose by (task, memory), nothing while it goes on."""
-        searched = self.design.search_cells()
-        if self._unfinished(searched):
-            return {}
-        return best_settings(self.results.of(searched))
+        """Return what the search chose by (task, memory), without those where it goes on."""
+        found = {
+            pair: best_setting(self.results.of(cells))
+            for pair, cells in self.searched().items()
+            if not self._unfinished(cells)
+        }
+        return {pair: setting for pair, setting in found.items() if setting is not None}
+
+    def best_among(self, index: int) -> Choice | None:
+        """Return which memory a stage takes of its `best_of`, None while that is open."""
+        stage = self.config.stages[index]
+        if not stage.best_of or not self.references:
+            return None
+        before = self.config.stages[index - 1]
+        cells = self.design.stage_cells(before, self.chosen(), self.best_of(index - 1))
+        if self._unfinished(cells):
+            return None
+        return best_memory(self, Phase(before.name, before, cells), stage.best_of)
 
     def best_of(self, index: int) -> str | None:
         """Return which memory a stage takes of its `best_of`; the first one while that is open."""
         stage = self.config.stages[index]
         if not stage.best_of:
             return None
-        before = self.config.stages[index - 1]
-        cells = self.design.stage_cells(before, self.chosen(), self.best_of(index - 1))
-        if self._unfinished(cells) or not self.references:
-            return stage.best_of[0]
-        return best_memory(self, Phase(before.name, before, cells), stage.best_of)
+        choice = self.best_among(index)
+        return stage.best_of[0] if choice is None else choice.memory
+
+    def cell_folder(self, cell: Cell) -> Path:
+        """Return the folder of a cell: of a finished one, where it was trained.
+
+        A cell is known by its numbers: renaming its task or memory leaves its files alone.
+        """
+        record = self.results.records.get(cell.digest)
+        return self.folder / (cell.folder if record is None else record.folder)
 
     def fail(self, cell: Cell, error: str) -> None:
         """Keep the error of a cell, for the report; it is tried again by the next call."""
         self.failures[cell.label] = error
         save_failures(self.folder / "failures.json", self.failures)
 
-    def forget_failures(self) -> None:
-        """Start again with cells that failed before."""
-        self.failures.clear()
-        save_failures(self.folder / "failures.json", self.failures)
+    def succeed(self, cell: Cell) -> None:
+        """Forget that a cell failed before."""
+        if self.failures.pop(cell.label, None) is not None:
+            save_failures(self.folder / "failures.json", self.failures)
 
     def add_references(self, task: str, found: Any) -> None:
         """Keep the reference returns of a task."""
         self.references[task] = found
         content = json.dumps(self.references, indent=1).encode()
-        with disk_errors(self.folder):
+        with disk_errors(self.folder, OPTIONS):
             write_atomically(self.folder / "references.json", content)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Make the folder, and hold it against other processes inside.
+        """Make the folder, hold it against other processes inside, and read it again.
 
         Raises:
             RunError: If another process has it, or it cannot be written.
         """
-        with disk_errors(self.folder):
+        with disk_errors(self.folder, OPTIONS):
             self.folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.folder / "study.lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             _lock(descriptor, self.folder)
-            with disk_errors(self.folder):
+            # Another process may have gone on with it until it let go.
+            self.read()
+            with disk_errors(self.folder, OPTIONS):
                 text = dump_yaml(to_dict(self.config))
                 write_atomically(self.folder / "study.yaml", text.encode())
             yield
@@ -159,7 +194,7 @@ def _check_folder(config: StudyConfig, folder: Path) -> None:
             raise RunError(
                 f"{folder} holds the study {name!r}; choose another --output for {config.name!r}"
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(path.name not in _BEGUN for path in folder.iterdir()):
         raise RunError(f"{folder} is not empty and holds no study; choose another --output")
 
 

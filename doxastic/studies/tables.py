@@ -84,12 +84,12 @@ def difference_table(comparison: Comparison, baseline: str) -> str:
     for memory in common_memories(comparison.tasks):
         if memory == baseline:
             continue
-        row = [memory]
+        row = [memory, str(len(comparison.tasks_of("mixture", memory, baseline)))]
         for measure in MEASURES:
             row.append(estimate(comparison.difference(measure, memory, baseline), signed=True))
             row.append(estimate(comparison.improvement(measure, memory, baseline), 2))
         rows.append(row)
-    head = ["memory"]
+    head = ["memory", "tasks"]
     for measure in MEASURES:
         head += [f"{measure}: difference", "P(better)"]
     return table(head, rows)
@@ -118,9 +118,8 @@ def efficiency_table(curves: Sequence[Curve], task: TaskReturns) -> str:
     rows = []
     for curve in curves:
         steps = steps_to(curve, target)
-        end = Estimate(
-            value=float(curve.value[-1]), low=float(curve.low[-1]), high=float(curve.high[-1])
-        )
+        value, low, high = (float(x[-1]) for x in (curve.value, curve.low, curve.high))
+        end = Estimate(value=value, low=low, high=high, runs=len(task.seeds))
         rows.append([curve.memory, NONE if steps is None else f"{steps:,.0f}", estimate(end)])
     return table(["memory", f"steps to a return of {target:.3f}", "at the end"], rows)
 
@@ -139,7 +138,10 @@ def size_table(study: Study) -> str:
 
 def search_table(study: Study) -> str:
     """Return the mean return of every setting that was searched, the chosen one bold."""
-    means = mean_by_setting(study.results.of(study.design.search_cells()))
+    means = {
+        pair: mean_by_setting(study.results.of(cells)) for pair, cells in study.searched().items()
+    }
+    means = {pair: found for pair, found in means.items() if found}
     chosen = study.chosen()
     settings = sorted({setting for found in means.values() for setting in found})
     rows = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,6 @@ from doxastic.agents.ppo import PPO
 from doxastic.agents.study.references import random_return, reference_returns
 from doxastic.checkpoints import CheckpointError
 from doxastic.configuration import from_dict
-from doxastic.disk import RunError
 from doxastic.envs.catalog import CATALOG
 from doxastic.envs.make import EnvConfig, make_vector_env
 from doxastic.envs.registration import TASKS
@@ -132,15 +132,11 @@ def _trained(cell: Cell, run: Path) -> Path:
     """Return the run folder of a cell, trained to its end."""
     if (run / "evaluation.json").is_file():
         return run
-    if (run / "checkpoints").is_dir():
-        try:
+    if (run / "config.yaml").is_file() and (run / "checkpoints").is_dir():
+        # Killed before its first checkpoint was whole, it starts again; what the disk refuses now
+        # is no reason to give up what it took before.
+        with contextlib.suppress(CheckpointError):
             return train(resume=run, progress=False)
-        except CheckpointError:
-            # Killed before its first checkpoint was whole.
-            pass
-        except RunError as error:
-            if "is in use" in str(error):
-                raise
     shutil.rmtree(run, ignore_errors=True)
     return train(cell.experiment, run_dir=run, progress=False)
 

@@ -144,6 +144,30 @@ def test_difference_of_a_memory_to_its_equal_shifted_by_a_constant_is_certain():
     assert found.excludes_zero
 
 
+def test_of_fewer_than_five_runs_an_interval_excludes_nothing():
+    means = RANDOM.uniform(size=(1, 4))
+    returns = with_noise(np.concatenate((means, means + 0.1)))
+    one = task_of(returns)
+    found = Comparison([one], resamples=50).difference("mixture", "b", "a")
+    assert found is not None and found.low > 0 and not found.excludes_zero
+    # Over two tasks there are eight.
+    two = Comparison([one, task_of(returns, task="other")], resamples=50)
+    over_both = two.difference("mixture", "b", "a")
+    assert over_both is not None and over_both.excludes_zero
+
+
+def test_without_a_best_under_that_noise_there_are_differences_and_no_scores():
+    returns = RANDOM.uniform(size=(2, 5, 3, 4))
+    changes = {"trained": (0.0, 1.0), "has_best_levels": False}
+    comparison = Comparison([task_of(returns, **changes)], resamples=20)
+    for measure in ("hardest", "held-out"):
+        assert comparison.score(measure, "a") is None and comparison.gap(measure, "a") is None
+        assert comparison.profile(measure, "a", np.zeros(1)) is None
+        assert comparison.difference(measure, "a", "b") is not None
+        assert comparison.improvement(measure, "a", "b") is not None
+    assert comparison.score("mixture", "a") is not None
+
+
 def test_scores_are_one_for_the_best_known_and_zero_for_random_actions():
     returns = np.zeros((2, 3, 2, 5))
     returns[0] = np.array([4.0, 2.0])[:, None]
