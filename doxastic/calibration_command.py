@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from doxastic.configuration import ConfigError
 from doxastic.options import parse
 
 if TYPE_CHECKING:
@@ -22,10 +24,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class CalibrateOptions:
     """Probe what a trained agent believes: is it calibrated, does it hold under other noise, and
-    does the policy use it? Table, JSON and figures in the run folder."""  # noqa: D205, D209
+    does the policy use it? Table, JSON and figures in the run folder; of several runs, such as the
+    seeds of one memory, their means and ranges as well."""  # noqa: D205, D209
 
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """The run folder."""
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN ...")]
+    """Run folders."""
     noise: tuple[float, ...] | None = None
     """Noise levels to test at, beside those of training; by default those of the run's
     evaluation."""
@@ -39,22 +42,40 @@ class CalibrateOptions:
     """Seed of the episodes; by default that of the run's evaluation."""
     device: str = "cpu"
     """Where the network runs: cpu, cuda, cuda:1, ..."""
+    summary: Path | None = None
+    """File for the means and ranges over the runs, in Markdown; by default they are printed."""
 
 
 def calibrate(words: Sequence[str]) -> None:
     """Run `doxastic calibrate`."""
     options = parse(CalibrateOptions, words, "doxastic calibrate", CalibrateOptions.__doc__)
+    if not options.runs:
+        raise ConfigError("no run is given; expected run folders: doxastic calibrate RUN ...")
+    from doxastic.agents.calibration.summary import summary
+    from doxastic.disk import check_output, disk_errors, write_atomically
     from doxastic.runs import RunFolder
     from doxastic.training import load
 
-    calibrate_run(
-        RunFolder(options.run),
-        agent=load(options.run, options.which, options.device),
-        noise=options.noise,
-        episodes=options.episodes,
-        variables=options.variables,
-        seed=options.seed,
-    )
+    if options.summary is not None:
+        check_output(options.summary, "--summary")
+    found = [
+        calibrate_run(
+            RunFolder(run),
+            agent=load(run, options.which, options.device),
+            noise=options.noise,
+            episodes=options.episodes,
+            variables=options.variables,
+            seed=options.seed,
+        )
+        for run in options.runs
+    ]
+    if options.summary is not None:
+        text = f"`doxastic calibrate {shlex.join(words)}`\n\n{summary(found)}"
+        with disk_errors(options.summary, "--summary"):
+            options.summary.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(options.summary, text.encode())
+    elif len(found) > 1:
+        print(f"\n{summary(found)}", flush=True)
 
 
 def calibrate_run(
@@ -134,7 +155,6 @@ def _png(figure: Figure) -> bytes:
 
 def _origin() -> dict[str, object]:
     """Return what `calibration.json` says of where it comes from."""
-    import shlex
     import sys
 
     from doxastic.checkpoints import package_versions

@@ -24,7 +24,7 @@ commands:
   train [PRESET] [--resume RUN]   train an agent, evaluate it and draw the figures
   evaluate RUN                    test a trained agent at chosen noise levels
   plot RUN [RUN ...]              draw the noise sweep and the learning curve of runs
-  calibrate RUN                   is its belief a belief? probes, coverage, what control uses
+  calibrate RUN ...               is its belief a belief? probes, coverage, what control uses
   study PRESET                    compare memories over seeds and noise, with intervals
   export RUN                      write an agent's step as a file for control loops
   envs                            list the tasks: what they ask, spaces, noise, best return

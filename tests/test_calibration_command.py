@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 import doxastic
 from doxastic import calibration_command
 from doxastic.agents.agent import Agent
+from doxastic.agents.calibration.measures import Estimate
 from doxastic.agents.calibration.report import Calibration
 from doxastic.calibration_command import calibrate_run, figures_of
 from doxastic.configuration import ConfigError
@@ -71,6 +73,36 @@ def test_the_options_reach_the_study(run: Path, monkeypatch: pytest.MonkeyPatch)
     calibration_command.calibrate([str(run), *words, "--seed", "3"])
     assert given.pop("run").path == run and isinstance(given.pop("agent"), Agent)
     assert given == {"noise": (6.0, 0.5), "episodes": 24, "variables": ("sign",), "seed": 3}
+
+
+def test_several_runs_are_summed_up_in_a_file(
+    run: Path,
+    result: tuple[Calibration, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = result[0]
+    sign = first.variables[0]
+    measured = sign.measures["belief"]["held out"]
+    other = replace(measured, calibration_error=Estimate(0.5, 0.4, 0.6))
+    belief = {**sign.measures["belief"], "held out": other}
+    changed = replace(sign, measures={**sign.measures, "belief": belief})
+    second = replace(first, variables=[changed, *first.variables[1:]])
+    found = iter([first, second])
+    monkeypatch.setattr(calibration_command, "calibrate_run", lambda run, **rest: next(found))
+    path = tmp_path / "new" / "summary.md"
+    calibration_command.calibrate([str(run), str(run), "--summary", str(path)])
+    text = path.read_text()
+    assert "### doxastic/SequentialTest-v0, BeliefMemory with MomentsReadout, 2 agents" in text
+    low, high = sorted([measured.calibration_error.value, 0.5])
+    mean = (low + high) / 2
+    assert f"| sign | held out | {mean:.3f} [{low:.3f}, {high:.3f}] |" in text
+    assert "| variance clamped | trained |" in text
+
+
+def test_no_run_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no run is given"):
+        calibration_command.calibrate([])
 
 
 def test_an_unknown_option_is_refused(run: Path) -> None:
