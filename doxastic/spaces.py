@@ -22,7 +22,8 @@ def space_to_json(space: gym.Space[Any]) -> dict[str, Any]:
     if isinstance(space, spaces.Discrete):
         return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
     if isinstance(space, spaces.MultiDiscrete):
-        return {"kind": "MultiDiscrete", "nvec": space.nvec.tolist()}
+        counts = {"nvec": space.nvec.tolist(), "start": space.start.tolist()}
+        return {"kind": "MultiDiscrete", **counts}
     if isinstance(space, spaces.MultiBinary):
         n = space.n if isinstance(space.n, int | np.integer) else list(space.shape)
         return {"kind": "MultiBinary", "n": n if isinstance(n, list) else int(n)}
@@ -46,7 +47,8 @@ def space_from_json(data: dict[str, Any]) -> gym.Space[Any]:
     if kind == "Discrete":
         return spaces.Discrete(data["n"], start=data["start"])
     if kind == "MultiDiscrete":
-        return spaces.MultiDiscrete(data["nvec"])
+        # Without a start it counts from 0: files from before it was written have none.
+        return spaces.MultiDiscrete(data["nvec"], start=data.get("start"))
     if kind == "MultiBinary":
         return spaces.MultiBinary(data["n"])
     if kind == "Dict":

@@ -21,6 +21,8 @@ from doxastic.spaces import check_same_space, space_from_json, space_to_json
         spaces.Discrete(4),
         spaces.Discrete(4, start=2),
         spaces.MultiDiscrete([2, 3]),
+        spaces.MultiDiscrete([2, 3], start=[1, -4]),
+        spaces.MultiDiscrete([[2, 3], [4, 5]], start=[[0, 1], [2, 3]]),
         spaces.MultiBinary(5),
         spaces.Dict({"image": spaces.Box(0, 1, (2, 2)), "goal": spaces.Discrete(3)}),
         spaces.Tuple([spaces.Discrete(2), spaces.Box(0, 1, (1,))]),
@@ -30,6 +32,11 @@ from doxastic.spaces import check_same_space, space_from_json, space_to_json
 def test_a_space_survives_json(space):
     text = json.dumps(space_to_json(space), allow_nan=False)
     assert space_from_json(json.loads(text)) == space
+
+
+def test_a_description_without_starts_counts_from_zero():
+    data = {"kind": "MultiDiscrete", "nvec": [2, 3]}
+    assert space_from_json(data) == spaces.MultiDiscrete([2, 3])
 
 
 def test_a_space_without_description_is_refused():
