@@ -19,6 +19,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,6 +41,8 @@ except ImportError:  # Windows has no flock: two processes in one folder are not
 
 KEPT_CHECKPOINTS = 2
 """How many of the latest checkpoints are kept beside the best."""
+
+_CHECKPOINT = re.compile(r"step-\d+")
 
 
 class RunFolder:
@@ -247,8 +250,9 @@ class RunFolder:
         return index
 
     def _checkpoints(self) -> list[Path]:
+        # A copy that somebody made, step-64-old, is none of the run's.
         folders = (self.path / "checkpoints").glob("step-*")
-        return sorted(folders, key=_step)
+        return sorted((x for x in folders if _CHECKPOINT.fullmatch(x.name)), key=_step)
 
     def _point(self, *, last: str, best: str) -> None:
         content = json.dumps({"last": last, "best": best}).encode()

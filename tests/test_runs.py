@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,17 @@ def test_a_run_without_an_index_is_read_from_its_newest_checkpoint(run):
         run.save(_checkpoint(step), best=True)
     (run.path / "checkpoints" / "index.json").unlink()
     assert run.load("best").step == run.load("last").step == 2
+
+
+def test_a_copy_of_a_checkpoint_beside_the_others_is_none_of_the_runs(run):
+    run.save(_checkpoint(1), best=True)
+    shutil.copytree(run.checkpoint_path("last"), run.path / "checkpoints" / "step-1-copy")
+    for step in (2, 3, 4):
+        run.save(_checkpoint(step), best=True)
+    run.rewind(3)
+    assert run.load("last").step == 3
+    left = sorted(path.name for path in (run.path / "checkpoints").glob("step-*"))
+    assert left == ["step-1-copy", "step-3"]
 
 
 def test_no_file_of_a_checkpoint_is_a_pickle(run):
