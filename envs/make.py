@@ -92,9 +92,9 @@ def make_vector_env(
             `config.noise` possible: it is not told that they are others now.
 
     Raises:
-        ValueError: If the id is unknown, its package is not installed, the environment rejects
-            the arguments, its observations cannot have the noise that is asked for, or it has no
-            exact posterior to be replaced by.
+        ValueError: If the id is unknown, a package it needs is not installed, the environment
+            rejects the arguments, its observations cannot have the noise that is asked for, or it
+            has no exact posterior to be replaced by.
     """
     prior = config
     if num_envs is not None:
@@ -168,6 +168,8 @@ def _make_single(config: EnvConfig) -> gymnasium.Env[Any, Any]:
         env = gymnasium.make(config.id, **{"disable_env_checker": True, **config.kwargs})
     except TypeError as error:
         raise _rejected(config, error) from error
+    except gymnasium.error.Error as error:
+        raise ValueError(f"{config.id} cannot be made: {error}") from error
     env = CopyData(env)
     leaves = leaf_spaces(env.observation_space)
     if isinstance(env.observation_space, spaces.Tuple) and all(map(_is_flat, leaves)):

@@ -171,6 +171,18 @@ def test_a_missing_extra_is_named(monkeypatch):
         make_vector_env(EnvConfig(id="popgym-RepeatFirstEasy-v0"))
 
 
+def test_a_dependency_that_gymnasium_misses_is_named_with_the_environment():
+    def needy():
+        raise gymnasium.error.DependencyNotInstalled("Box2D is not installed")
+
+    gymnasium.register("Needy-v0", entry_point=needy)
+    try:
+        with pytest.raises(ValueError, match="Needy-v0 cannot be made: Box2D is not installed"):
+            make_vector_env(EnvConfig(id="Needy-v0", num_envs=1))
+    finally:
+        del gymnasium.registry["Needy-v0"]
+
+
 def test_registering_twice_changes_nothing():
     from doxastic.envs import register_tasks
 
