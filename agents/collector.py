@@ -147,9 +147,7 @@ class Collector:
         try:
             observation, reward, terminated, truncated, info = self.env.step(action)
         except Exception as error:
-            raise EnvironmentFailure(
-                f"{self.name} raised {type(error).__name__} at {self._moment(step)}: {error}"
-            ) from error
+            raise raised(self.name, error, self._moment(step)) from error
         self._check("a reward", reward, step)
         self._check("an observation", observation, step)
         self._rewards[step] = reward
@@ -251,10 +249,11 @@ class Collector:
         """Go on from a checkpoint, bit for bit if the environment can restore its state.
 
         An environment that cannot is reset with a seed that depends on the steps done; its
-        unfinished episodes are lost, and a warning is logged.
+        unfinished episodes are lost, and a warning is logged. So it is with the draws of actions
+        where the checkpoint was made on another kind of device.
         """
         self.steps = data["steps"]
-        self._generator.set_state(tensors["generator"].cpu())
+        self._restore_generator(tensors["generator"].cpu())
         can_restore = data["env"] is not None and hasattr(self.env, "set_state")
         if can_restore:
             env: Any = self.env
@@ -269,8 +268,24 @@ class Collector:
                 "the resumed run will not equal an uninterrupted one bit for bit.",
                 self.name,
             )
-            self._start(int(np.random.SeedSequence([self._seed, self.steps]).generate_state(1)[0]))
+            self._start(self._fresh_seed())
         self.episodes.restore(tensors, unfinished=can_restore)
+
+    def _restore_generator(self, state: Tensor) -> None:
+        # The states of the CPU's generators and of the GPUs' differ in size.
+        if state.shape == self._generator.get_state().shape:
+            self._generator.set_state(state)
+            return
+        _logger.warning(
+            "The checkpoint was made on another kind of device than %s: actions are drawn with a "
+            "fresh seed, and the resumed run will not equal an uninterrupted one bit for bit.",
+            self.device,
+        )
+        self._generator.manual_seed(self._fresh_seed())
+
+    def _fresh_seed(self) -> int:
+        """Return a seed that depends on the steps done."""
+        return int(np.random.SeedSequence([self._seed, self.steps]).generate_state(1)[0])
 
     def _start(self, seed: int) -> None:
         self._observation, info = self.env.reset(seed=seed)
@@ -289,15 +304,25 @@ class Collector:
         bad = first_non_finite(value)
         if bad is not None:
             index = bad if rows is None else int(rows[bad])
-            raise EnvironmentFailure(
-                f"{self.name} gave {what} that is not finite, in environment {index} at "
-                f"{self._moment(step)}: {tree_map(lambda leaf: leaf[bad], value)}. Correct the "
-                "environment, or clip what it returns."
-            )
+            row = tree_map(lambda leaf: leaf[bad], value)
+            raise not_finite(self.name, what, row, index, self._moment(step))
 
     def _moment(self, step: int) -> str:
         total = self.steps // self.env.num_envs + step
         return "reset" if step < 0 else f"step {total} (step {step} of the segment)"
+
+
+def raised(name: str, error: Exception, moment: str) -> EnvironmentFailure:
+    """Return what to raise from an exception of the environments of that name."""
+    return EnvironmentFailure(f"{name} raised {type(error).__name__} at {moment}: {error}")
+
+
+def not_finite(name: str, what: str, row: Any, index: int, moment: str) -> EnvironmentFailure:
+    """Return what to raise for `row`, which environment `index` gave with a NaN or an infinity."""
+    return EnvironmentFailure(
+        f"{name} gave {what} that is not finite, in environment {index} at {moment}: {row}. "
+        "Correct the environment, or clip what it returns."
+    )
 
 
 def check_autoreset(env: VectorEnv) -> str:

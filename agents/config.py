@@ -187,10 +187,16 @@ class EvaluationConfig:
             raise ValueError(
                 f"evaluation.selection_episodes is {self.selection_episodes}; expected at least 0."
             )
-        if self.noise is not None and (not self.noise or min(self.noise) < 0):
+        if self.seed < 0:
+            raise ValueError(f"evaluation.seed is {self.seed}; expected at least 0.")
+        if self.noise is not None and not (self.noise and all(map(_is_level, self.noise))):
             raise ValueError(
-                f"evaluation.noise is {self.noise}; expected levels of at least 0, or None."
+                f"evaluation.noise is {self.noise}; expected finite levels of at least 0, or None."
             )
+
+
+def _is_level(value: float) -> bool:
+    return math.isfinite(value) and value >= 0
 
 
 def _check(name: str, value: object, holds: bool, contract: str) -> None:

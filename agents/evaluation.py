@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +18,17 @@ from scipy import stats
 from torch import Tensor
 
 from doxastic.agents.agent import Agent
-from doxastic.agents.collector import EnvironmentFailure, check_autoreset
+from doxastic.agents.collector import (
+    EnvironmentFailure,
+    check_autoreset,
+    environment_name,
+    not_finite,
+    raised,
+)
 from doxastic.agents.config import EvaluationConfig as EvaluationConfig
 from doxastic.agents.encoders import Observation, to_tensors
 from doxastic.agents.policy import ActorCritic
+from doxastic.agents.trees import first_non_finite, tree_map
 from doxastic.envs.make import EnvConfig, make_vector_env
 
 # Own environments are batched arrays; others run one by one, each in its own object.
@@ -142,11 +150,20 @@ def evaluate(
         deterministic: Take the most probable action instead of a random one.
 
     Raises:
-        ValueError: If `episodes` is below 1, or the environment or its noise cannot be had.
-        EnvironmentFailure: A return is not finite, or an episode does not end.
+        ValueError: If `episodes` is below 1, `seed` below 0, `noise_levels` empty, or the
+            environment or its noise cannot be had.
+        EnvironmentFailure: The environment raised, gave a NaN or an infinity, or does not end an
+            episode.
     """
     if episodes < 1:
         raise ValueError(f"episodes is {episodes}; expected at least 1.")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; expected at least 0.")
+    if noise_levels is not None and len(noise_levels) == 0:
+        raise ValueError(
+            "the noise levels are empty; expected at least one. Give levels, or leave --noise "
+            "(noise_levels) out."
+        )
     limit = MAX_BATCHED_ENVS if env_config.id.startswith("doxastic/") else MAX_SINGLE_ENVS
     levels: tuple[float | None, ...] = (None,) if noise_levels is None else tuple(noise_levels)
     rows = []
@@ -184,7 +201,8 @@ def run_episodes(
     enough, so the episodes depend on the number of environments `N`.
 
     Raises:
-        EnvironmentFailure: A return is not finite, or an episode does not end in `max_steps`.
+        EnvironmentFailure: The environment raised, gave a NaN or an infinity, or does not end an
+            episode in `max_steps`.
     """
     name = check_autoreset(env)
     chunks = [
@@ -211,13 +229,13 @@ def _first_episodes(
     normalizer = agent.normalizer if isinstance(agent, Agent) else None
     device = next(policy.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
-    observation, _ = env.reset(seed=seed)
+    observation = _reset(env, seed)
     state = policy.memory.initial_state(env.num_envs, device)
     reset = running = np.ones(env.num_envs, bool)
     returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
     rows = torch.arange(env.num_envs)
     taken: Tensor | None = None
-    for _ in range(max_steps):
+    for step in range(max_steps):
         if deterministic and 2 * running.sum() <= len(rows):
             kept = torch.from_numpy(running)[rows]
             rows, state = rows[kept], state[kept.to(device)]
@@ -233,10 +251,9 @@ def _first_episodes(
         if taken is None:
             taken = action.clone()
         taken[rows.to(device)] = action
-        observation, reward, terminated, truncated, _ = env.step(policy.action_head.to_env(taken))
+        observation, reward, reset = _step(env, policy.action_head.to_env(taken), step)
         returns += np.where(running, reward, 0.0)
         lengths += running
-        reset = terminated | truncated
         running = running & ~reset
         if not running.any():
             return returns, lengths
@@ -244,6 +261,35 @@ def _first_episodes(
         f"{check_autoreset(env)} did not end {running.sum()} of {env.num_envs} episodes within "
         f"{max_steps} steps. Give it a time limit, e.g. max_episode_steps at registration."
     )
+
+
+def _reset(env: VectorEnv, seed: int) -> Any:
+    """Return the first observations, checked."""
+    moment = "the reset of an evaluation"
+    try:
+        observation, _ = env.reset(seed=seed)
+    except Exception as error:
+        raise raised(environment_name(env), error, moment) from error
+    _check(env, observation, moment)
+    return observation
+
+
+def _step(env: VectorEnv, action: np.ndarray, step: int) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Return observations, checked, with rewards `[N]` and which episodes ended `[N]`."""
+    moment = f"step {step} of an evaluation"
+    try:
+        observation, reward, terminated, truncated, _ = env.step(action)
+    except Exception as error:
+        raise raised(environment_name(env), error, moment) from error
+    _check(env, observation, moment)
+    return observation, reward, terminated | truncated
+
+
+def _check(env: VectorEnv, observation: Any, moment: str) -> None:
+    bad = first_non_finite(observation)
+    if bad is not None:
+        row = tree_map(lambda leaf: leaf[bad], observation)
+        raise not_finite(environment_name(env), "an observation", row, bad, moment)
 
 
 def _rows_of(observation: Observation, rows: Tensor) -> Observation:

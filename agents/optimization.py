@@ -107,8 +107,8 @@ def _multipliers(module: nn.Module) -> dict[str, float]:
     return multipliers
 
 
-def schedule(update: int, total_updates: int, *, warmup: int = 0, anneal: bool = True) -> float:
-    """Return the factor of update `update`, counted from 0.
+def schedule(update: float, total_updates: int, *, warmup: int = 0, anneal: bool = True) -> float:
+    """Return the factor of update `update`, counted from 0 and not necessarily whole.
 
     It rises linearly to 1 over `warmup` updates and, annealed, falls linearly towards 0 over
     all of them: `min(1, (update + 1) / warmup) * (1 - update / total_updates)`.

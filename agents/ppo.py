@@ -79,7 +79,8 @@ class PPO:
             raise ValueError(f"total_steps is {total_steps}; expected at least 1.")
         self.config, self.device = config, torch.device(device)
         self.policy = policy.to(self.device)
-        self.total_updates = math.ceil(total_steps / (config.segment_steps * env.num_envs))
+        self._update_steps = config.segment_steps * env.num_envs
+        self.total_updates = math.ceil(total_steps / self._update_steps)
         self.updates = 0
         self.observation_normalizer: ObservationNormalizer | None = None
         if config.normalize_observation:
@@ -131,6 +132,14 @@ class PPO:
         """Environment steps collected so far."""
         return self.collector.steps
 
+    @property
+    def _position(self) -> float:
+        """Where the schedules stand: updates of the present size in the steps collected so far.
+
+        `updates`, but for a run that was continued with other `segment_steps`.
+        """
+        return self.steps / self._update_steps
+
     def update(self) -> dict[str, float]:
         """Collect one segment, learn from it, and return what was measured.
 
@@ -141,18 +150,18 @@ class PPO:
             TrainingDiverged: A loss or gradient was not finite; the weights did not take it.
             EnvironmentFailure: An environment raised, or gave a NaN or an infinity.
         """
-        config = self.config
+        config, position = self.config, self._position
         start = time.perf_counter()
         rollout = self.collector.collect()
         collected = time.perf_counter()
         learning_rate = config.learning_rate * schedule(
-            self.updates,
+            position,
             self.total_updates,
             warmup=config.warmup_updates,
             anneal=config.anneal_learning_rate,
         )
         self._learning_rate = learning_rate
-        fall = schedule(self.updates, self.total_updates, anneal=config.anneal_entropy)
+        fall = schedule(position, self.total_updates, anneal=config.anneal_entropy)
         self._entropy_coefficient = config.entropy_coefficient * fall
         measured = self._learn(rollout)
         self.updates += 1

@@ -62,7 +62,7 @@ class PlotOptions:
     labels: tuple[str, ...] = ()
     """Names in the legend, one for each run; by default the folders' names."""
     reference: tuple[str, ...] = ()
-    """Lines to compare with, each as LABEL=RETURN, such as optimum=0.897."""
+    """Lines to compare with in the noise sweep, each as LABEL=RETURN, such as optimum=0.897."""
     output: Path | None = None
     """Folder of the figures; by default the run folder, for several runs the current folder."""
 

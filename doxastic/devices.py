@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 
 import torch
 
 from doxastic.configuration import ConfigError
+
+
+def check_device_name(name: str) -> None:
+    """Raise `ConfigError` unless a device has such a name, here or on another machine."""
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise ConfigError(f"device is {name!r}; expected cpu, mps, cuda or cuda:<number>")
 
 
 def torch_device(name: str) -> torch.device:

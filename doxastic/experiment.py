@@ -20,7 +20,7 @@ from doxastic.agents.config import (
     PPOConfig,
 )
 from doxastic.configuration import ConfigError
-from doxastic.devices import torch_device
+from doxastic.devices import check_device_name, torch_device
 from doxastic.envs.make import EnvConfig
 from doxastic.memory.build import MemoryConfig, build_memory
 
@@ -74,7 +74,8 @@ class Experiment:
                 f"name is {self.name!r}; expected letters, digits, '-', '_' and '.' only "
                 "(give a whole path with --run-dir)"
             )
-        torch_device(self.device)
+        # Only its name: a run trained on a GPU is also opened where there is none.
+        check_device_name(self.device)
 
     @property
     def folder_name(self) -> str:
@@ -133,6 +134,7 @@ def build_agent(
         action_space: Space of one environment's actions.
 
     Raises:
+        ConfigError: If this machine does not have the device.
         ValueError: If a space cannot be encoded or acted in.
     """
     # Imported here: it brings TorchRL's tensordict, for which help and messages should not wait.

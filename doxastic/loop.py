@@ -39,7 +39,7 @@ class _Snapshot:
     data: Mapping[str, Any]
     seconds: float
     merit: float
-    """How good the agent is, minus infinity if nobody looked."""
+    """How good the agent is, minus infinity if that is unknown or it is no candidate."""
     error: float
     """Standard error of that."""
 
@@ -53,13 +53,14 @@ class Loop:
     The best checkpoint is the one with the highest score, the latest of equals. Without a score
     it is the latest one whose mean return over the last 100 training episodes is not below that
     of an earlier one by more than their standard errors: a lucky early hundred does not displace
-    a longer training.
+    a longer training. What is saved out of turn, since something stopped the training, is no
+    candidate: a run that was stopped and continued ends with the best checkpoint of one that
+    was not.
 
     Args:
         ppo: The trainer.
         run: The locked run folder.
         checkpoint_updates: Updates between two checkpoints.
-        reporter: Shows progress.
         score: Judges the agent as it is; a function of its weights alone.
     """
 
@@ -69,14 +70,12 @@ class Loop:
         run: RunFolder,
         *,
         checkpoint_updates: int,
-        reporter: Reporter,
         score: Callable[[], float] | None = None,
     ) -> None:
         self._ppo = ppo
         self._score = score
         self._run = run
         self._checkpoint_updates = checkpoint_updates
-        self._reporter = reporter
         self._saved_update: int | None = None
         self._record = -math.inf
         self._seconds = 0.0
@@ -95,15 +94,15 @@ class Loop:
         self._seconds = checkpoint.data["seconds"]
         self._saved_update = checkpoint.update
 
-    def train(self, total_steps: int) -> None:
-        """Update until `total_steps`, then save.
+    def train(self, total_steps: int, reporter: Reporter) -> None:
+        """Update until `total_steps`, then save; `reporter` shows the progress.
 
         Raises:
             TrainingStopped: If training diverged or the environment failed.
             TrainingInterrupted: After SIGINT or SIGTERM.
             RunError: If the run folder cannot be written.
         """
-        snapshot = self._snapshot()
+        snapshot = self._snapshot(is_candidate=False)
         try:
             with Interruption() as interruption:
                 # Before the first update already: a disk that refuses should say so at once.
@@ -115,11 +114,12 @@ class Loop:
                 while self._ppo.steps < total_steps:
                     metrics = self._update()
                     is_due = self._ppo.updates % self._checkpoint_updates == 0
-                    if is_due or self._ppo.steps >= total_steps:
+                    is_candidate = is_due or self._ppo.steps >= total_steps
+                    if is_candidate:
                         metrics |= self._scored()
-                    snapshot = self._snapshot(metrics.get("score"))
+                    snapshot = self._snapshot(is_candidate, metrics.get("score"))
                     self._run.log(metrics)
-                    self._reporter.update(self._ppo.steps, metrics)
+                    reporter.update(self._ppo.steps, metrics)
                     interruption.check()
                     if is_due:
                         self._save(snapshot)
@@ -161,13 +161,12 @@ class Loop:
         self._seconds += time.perf_counter() - began
         return {"score": score}
 
-    def _snapshot(self, score: float | None = None) -> _Snapshot:
+    def _snapshot(self, is_candidate: bool, score: float | None = None) -> _Snapshot:
         tensors, data = self._ppo.checkpoint()
+        merit, error = -math.inf, 0.0
         if score is not None:
-            merit, error = score, 0.0
-        elif self._score is not None:
-            merit, error = -math.inf, 0.0
-        else:
+            merit = score
+        elif is_candidate:
             merit, error = _mean_and_error(self._ppo.collector.episodes.returns)
         return _Snapshot(
             update=self._ppo.updates,

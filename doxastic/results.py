@@ -82,13 +82,13 @@ def plot_runs(
     Args:
         runs: Run folders; each appears in the figures for which it has data.
         labels: Names in the legends; by default the folders' names.
-        references: Lines to compare with in the noise sweep.
+        references: Lines to compare with in the noise sweep, which there must be then.
         output: Folder of the figures; by default the run folder, for several runs the current
             folder.
         shown: Whether to print the paths.
 
     Raises:
-        RunError: If the folder cannot be written.
+        RunError: If the folder cannot be written, or there are references and no noise sweep.
     """
     names = list(labels) or [run.path.resolve().name for run in runs]
     experiments = [from_dict(run.config) for run in runs]
@@ -99,6 +99,12 @@ def plot_runs(
         for name, evaluation, experiment in zip(names, evaluations, experiments, strict=True)
         if evaluation is not None and None not in evaluation.levels
     ]
+    if references and not sweeps:
+        raise RunError(
+            "references belong to the noise sweep, and no noise levels were tested in "
+            f"{', '.join(str(run.path) for run in runs)}; run doxastic evaluate RUN --noise LEVELS "
+            "first, or leave --reference out"
+        )
     curves = [_curve(name, run) for name, run in zip(names, runs, strict=True)]
     figures: dict[str, Figure] = {}
     if sweeps:

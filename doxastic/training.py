@@ -11,7 +11,6 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from doxastic.agents.agent import Agent
-from doxastic.agents.collector import EnvironmentFailure
 from doxastic.agents.evaluation import evaluate
 from doxastic.agents.normalization import ObservationNormalizer
 from doxastic.agents.ppo import PPO
@@ -35,8 +34,14 @@ from doxastic.spaces import check_same_space
 
 # What a resumed run may change: the rest would make the saved weights or statistics unfit.
 _CHANGEABLE = ("total_steps", "device", "threads", "checkpoint_updates", "ppo", "evaluation")
+# What of `ppo` it may not change: tensors of the checkpoint come and go with these.
+_FIXED = ("normalize_observation", "privileged_critic")
 # Added to the evaluation's seed where checkpoints are judged.
 _SELECTION = 500_000_000
+
+
+class EvaluationFailed(RuntimeError):
+    """The evaluation after training failed; what was trained is in the run folder."""
 
 
 def train(
@@ -68,6 +73,7 @@ def train(
         CheckpointError: If the checkpoint to continue from is damaged or of another kind.
         TrainingStopped: If training diverged or the environment failed.
         TrainingInterrupted: After Ctrl-C or SIGTERM, when the run is saved.
+        EvaluationFailed: If the evaluation after the training failed; the run is saved.
     """
     if resume is not None:
         if run_dir is not None:
@@ -76,9 +82,10 @@ def train(
     experiment = override(_as_experiment(experiment or DEFAULT_PRESET), overrides)
     with threads(experiment.threads), _environment(experiment) as env:
         ppo = _build_ppo(experiment, env)
+        _check_evaluation(experiment)
         folder = RunFolder.create(to_dict(experiment), name=experiment.folder_name, path=run_dir)
         with folder as run:
-            _train(experiment, ppo, run, progress)
+            _train(experiment, _build_loop(experiment, ppo, run), run, progress)
     return run.path
 
 
@@ -129,52 +136,77 @@ def _resume(
             observation_space, action_space = checkpoint.spaces
             check_same_space("observation", env.single_observation_space, observation_space)
             check_same_space("action", env.single_action_space, action_space)
-            ppo = _build_ppo(wanted, env)
+            loop = _build_loop(wanted, _build_ppo(wanted, env), run)
+            _check_evaluation(wanted)
+            _restore(loop, checkpoint, run)
+            # Only now, when the run can go on, is its folder changed.
             run.rewind(checkpoint.step)
             if wanted != saved:
                 run.write("config.yaml", dump_yaml(to_dict(wanted)).encode())
-            _train(wanted, ppo, run, progress, checkpoint)
+            _train(wanted, loop, run, progress, checkpoint.step)
     return run.path
 
 
 def _train(
     experiment: Experiment,
-    ppo: PPO,
+    loop: Loop,
     run: RunFolder,
     progress: bool,
-    checkpoint: Checkpoint | None = None,
+    start: int | None = None,
 ) -> None:
-    """Run the loop in a folder, then evaluate the best agent and draw."""
+    """Run the loop, from step `start` if it goes on, then evaluate the best agent and draw."""
+    if progress:
+        verb = "training" if start is None else "continuing"
+        print(f"{verb} {experiment.env.id} into {run.path}", flush=True)
+    reporter = make_reporter(experiment.total_steps, start or 0, shown=progress)
+    try:
+        loop.train(experiment.total_steps, reporter)
+    finally:
+        reporter.close()
+    _evaluate(run, load(run.path, device=experiment.device), progress)
+
+
+def _evaluate(run: RunFolder, agent: Agent, progress: bool) -> None:
+    """Evaluate and draw; whatever stops it, say that the training is saved."""
     from doxastic.results import evaluate_run
 
-    start = 0 if checkpoint is None else checkpoint.step
-    if progress:
-        verb = "continuing" if checkpoint else "training"
-        print(f"{verb} {experiment.env.id} into {run.path}", flush=True)
-    reporter = make_reporter(experiment.total_steps, start, shown=progress)
-    loop = Loop(
+    saved = f"the training is saved; evaluate it with: doxastic evaluate {run.path}"
+    try:
+        evaluate_run(run, agent=agent, shown=progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted in the evaluation; {saved}") from None
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).rstrip('.')}"
+        raise EvaluationFailed(f"the evaluation failed with {reason}; {saved}") from error
+
+
+def _check_evaluation(experiment: Experiment) -> None:
+    """Raise `ConfigError` if the environment does not take a level of the evaluation."""
+    levels = experiment.evaluation.noise or ()
+    for level in levels:
+        try:
+            make_vector_env(experiment.env, num_envs=1, noise=(level,)).close()
+        except ValueError as error:
+            raise ConfigError(
+                f"evaluation.noise is {levels}: {str(error).rstrip('.')}. Give levels that the "
+                "environment takes, or None for its own noise."
+            ) from error
+
+
+def _build_loop(experiment: Experiment, ppo: PPO, run: RunFolder) -> Loop:
+    return Loop(
         ppo,
         run,
         checkpoint_updates=experiment.checkpoint_updates,
-        reporter=reporter,
         score=_judge(experiment, ppo),
     )
-    if checkpoint is not None:
-        try:
-            loop.restore(checkpoint)
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise _unfit(run, error) from error
+
+
+def _restore(loop: Loop, checkpoint: Checkpoint, run: RunFolder) -> None:
     try:
-        loop.train(experiment.total_steps)
-    finally:
-        reporter.close()
-    saved = f"the training is saved; evaluate it with: doxastic evaluate {run.path}"
-    try:
-        evaluate_run(run, agent=load(run.path, device=experiment.device), shown=progress)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted in the evaluation; {saved}") from None
-    except EnvironmentFailure as error:
-        raise EnvironmentFailure(f"{str(error).rstrip('.')}; {saved}") from error
+        loop.restore(checkpoint)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise _unfit(run, error) from error
 
 
 def _judge(experiment: Experiment, ppo: PPO) -> Callable[[], float] | None:
@@ -223,8 +255,7 @@ def _check_changes(saved: Experiment, wanted: Experiment, run: RunFolder) -> Non
     """Raise `ConfigError` if a resumed run is asked to be another experiment."""
     before, after = to_dict(saved), to_dict(wanted)
     changed = [key for key in before if before[key] != after[key] and key not in _CHANGEABLE]
-    if saved.ppo.normalize_observation != wanted.ppo.normalize_observation:
-        changed.append("ppo.normalize_observation")
+    changed += [f"ppo.{key}" for key in _FIXED if before["ppo"][key] != after["ppo"][key]]
     if changed:
         raise ConfigError(
             f"{', '.join(changed)} differs from {run.path / 'config.yaml'}; a resumed run may "

@@ -157,6 +157,24 @@ def test_noise_for_an_environment_that_cannot_take_it_is_refused(refused, tmp_pa
     assert "Discrete(3)" in refused(*_train(tmp_path / "run", *words))
 
 
+def test_levels_of_the_evaluation_are_checked_before_the_training(refused, tmp_path):
+    words = ["--env.noise-kind", "delay", "--env.noise", "0", "1", "--evaluation.noise", "0", "0.1"]
+    message = refused(*_train(tmp_path / "run", *words))
+    assert "evaluation.noise is (0.0, 0.1): noise is (0.1,); every level is a number" in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--seed", "-1"], "seed is -1; expected at least 0"),
+        (["--noise"], "the noise levels are empty; expected at least one"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused(refused, run, words, expected):
+    assert expected in refused("evaluate", run, *words)
+
+
 def test_an_argument_the_environment_does_not_take_is_named(refused, tmp_path):
     assert "colour" in refused(*_train(tmp_path / "run", "--env.kwargs", "colour=red"))
 
@@ -189,6 +207,33 @@ def test_a_configuration_that_does_not_fit_the_checkpoint_is_refused(refused, ru
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("hidden_size: 16", "hidden_size: 8"))
     assert "the checkpoint does not fit" in refused("evaluate", run)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words", "expected"),
+    [
+        (("hidden_size: 16", "hidden_size: 8"), [], "the checkpoint does not fit"),
+        (
+            ("noise_kind: gaussian", "noise_kind: flicker"),
+            ["--evaluation.noise", "2"],
+            "evaluation.noise is (2.0,): noise is (2.0,); every level is a probability",
+        ),
+        (("", ""), ["--ppo.privileged-critic"], "ppo.privileged_critic differs from"),
+    ],
+)
+def test_a_run_that_cannot_go_on_is_left_as_it_was(refused, run, edit, words, expected):
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace(*edit))
+    before = _contents(run)
+    checkpoint = run / "checkpoints" / "step-64"
+    words = ["--resume", checkpoint, "--total-steps", "192", *words]
+    assert expected in refused("train", "--quiet", *words)
+    assert _contents(run) == before
+
+
+def _contents(run: Path) -> dict[Path, bytes]:
+    files = (path for path in run.rglob("*") if path.is_file() and path.name != "run.lock")
+    return {path: path.read_bytes() for path in files}
 
 
 def test_a_folder_in_use_is_refused_with_the_process(refused, run):

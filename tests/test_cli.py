@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -85,7 +86,7 @@ def test_the_help_of_a_command_explains_its_options(command, capsys):
     expected = {
         "train": ["--ppo.learning-rate", "Environment steps of the whole run", "examples:"],
         "evaluate": ["--noise", "Episodes at each level"],
-        "plot": ["--reference", "Lines to compare with"],
+        "plot": ["--reference", "Lines to compare with in the noise sweep"],
     }
     assert all(text in shown for text in expected[command])
 
@@ -133,6 +134,13 @@ def test_plot_puts_several_runs_into_one_figure(run, tmp_path, capsys):
     assert (tmp_path / "evaluation.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_references_without_a_noise_sweep_are_refused(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "evaluation.json").unlink()
+    assert main(["plot", str(copy), "--reference", "optimum=200"]) == 1
+    assert f"no noise levels were tested in {copy}; run doxastic" in capsys.readouterr().err
+
+
 def test_a_run_in_which_no_episode_ended_ends_well_and_has_nothing_to_draw(tmp_path, capsys):
     folder = tmp_path / "run"
     words = ["train", "--env.id", "Acrobot-v1", "--run-dir", str(folder), *SMALL]
@@ -144,8 +152,6 @@ def test_a_run_in_which_no_episode_ended_ends_well_and_has_nothing_to_draw(tmp_p
 
 
 def test_resume_goes_on_with_more_steps(run, tmp_path):
-    import shutil
-
     copy = shutil.copytree(run, tmp_path / "copy")
     assert main(["train", "--resume", str(copy), "--total-steps", "192", "--quiet"]) == 0
     assert [record["steps"] for record in RunFolder(copy).metrics()] == [64, 128, 192]

@@ -93,10 +93,16 @@ def test_an_error_in_a_file_names_the_file_and_the_path(tmp_path):
         load_preset(path)
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:99", "tpu"])
-def test_an_unknown_device_is_answered_with_those_present(device):
-    with pytest.raises(ConfigError, match=rf"device is '{device}'.* has cpu"):
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "tpu"])
+def test_what_is_no_device_is_refused(device):
+    with pytest.raises(ConfigError, match=rf"device is '{device}'; expected cpu, mps, cuda"):
         Experiment(device=device)
+
+
+def test_a_device_that_is_not_here_is_answered_with_those_present_when_it_is_used():
+    experiment = Experiment(device="cuda:99")
+    with pytest.raises(ConfigError, match=r"device is 'cuda:99'.* has cpu"):
+        build_agent(experiment, spaces.Box(-1, 1, (4,)), spaces.Discrete(2))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +20,12 @@ import torch
 import doxastic
 from doxastic.agents.agent import Agent
 from doxastic.agents.ppo import PPO
+from doxastic.cli import main
 from doxastic.configuration import ConfigError
 from doxastic.experiment import Experiment, from_dict, load_preset, override
 from doxastic.interruption import TrainingInterrupted
 from doxastic.runs import RunFolder
+from doxastic.training import EvaluationFailed
 
 UPDATE_STEPS = 4 * 16
 
@@ -163,6 +167,24 @@ def test_the_best_checkpoint_is_the_one_with_the_highest_score(tmp_path, monkeyp
     assert len(set(seeds)) == 1 and seeds[0] != experiment.evaluation.seed
 
 
+def test_a_stop_between_two_checkpoints_does_not_change_the_best_one(tmp_path, monkeypatch):
+    updates, merits = [0], {0: -math.inf, 1: 0.0, 2: 5.0, 3: 9.0, 4: 7.0}
+    update = PPO.update
+
+    def counted(self: PPO) -> dict[str, float]:
+        metrics = update(self)
+        updates[0] = self.updates
+        return metrics
+
+    monkeypatch.setattr(PPO, "update", counted)
+    monkeypatch.setattr("doxastic.loop._mean_and_error", lambda _: (merits[updates[0]], 0.0))
+    experiment = _experiment(evaluation={"selection_episodes": 0})
+    half = _stopped_after(3, experiment, tmp_path / "half", monkeypatch)
+    assert RunFolder(half).checkpoint_path("best").name == f"step-{2 * UPDATE_STEPS}"
+    doxastic.train(resume=half, progress=False)
+    assert RunFolder(half).checkpoint_path("best").name == f"step-{4 * UPDATE_STEPS}"
+
+
 def test_judging_checkpoints_leaves_the_training_as_it_was(run, tmp_path):
     experiment = _experiment(
         evaluation={"noise": [0.0, 0.4], "episodes": 4, "selection_episodes": 4}
@@ -176,6 +198,20 @@ def test_judging_checkpoints_leaves_the_training_as_it_was(run, tmp_path):
 def test_a_resumed_run_may_not_become_another_experiment(run):
     with pytest.raises(ConfigError, match=r"memory differs from .* may change only total_steps"):
         doxastic.train(resume=run, memory={"kind": "gru"}, progress=False)
+
+
+def test_a_run_trained_on_a_gpu_is_opened_and_continued_without_one(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    copy = shutil.copytree(run, tmp_path / "copy")
+    config = copy / "config.yaml"
+    config.write_text(config.read_text().replace("device: cpu", "device: cuda"))
+    assert doxastic.load(copy).device.type == "cpu"
+    assert main(["plot", str(copy)]) == 0
+    with pytest.raises(ConfigError, match=r"device is 'cuda', which this machine does not have"):
+        doxastic.train(resume=copy, progress=False)
+    assert from_dict(RunFolder(copy).config).device == "cuda"
+    doxastic.train(resume=copy, device="cpu", progress=False)
+    assert from_dict(RunFolder(copy).config).device == "cpu"
 
 
 def test_an_outside_environment_trains_and_resumes(tmp_path, caplog):
@@ -273,6 +309,19 @@ def test_the_command_ends_with_the_signals_exit_code(run, tmp_path):
     assert "continue with: doxastic train --resume out" in errors
     assert "Traceback" not in errors
     assert doxastic.load(tmp_path / "out", "last")
+
+
+def test_a_failed_evaluation_says_that_the_training_is_saved(tmp_path, monkeypatch):
+    from doxastic import results
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise ZeroDivisionError("the wheel came off.")
+
+    monkeypatch.setattr(results, "evaluate", fail)
+    message = r"ZeroDivisionError: the wheel came off; the training is saved; .* doxastic evaluate"
+    with pytest.raises(EvaluationFailed, match=message):
+        doxastic.train(_experiment(1), run_dir=tmp_path / "run", progress=False)
+    assert RunFolder(tmp_path / "run").load("last").update == 1
 
 
 def test_an_interrupted_evaluation_says_that_the_training_is_saved(tmp_path, monkeypatch):

@@ -289,6 +289,26 @@ def test_an_environment_without_a_state_starts_anew_and_says_so(
     assert collector.steps == 80
 
 
+def test_a_checkpoint_of_another_kind_of_device_draws_actions_anew_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    policy = gru_policy(cartpole())
+    collector = Collector(policy, cartpole(), 30, seed=1)
+    collector.collect()
+    tensors, data = collector.checkpoint()
+    # A generator of CUDA has a seed and an offset for its state.
+    tensors["generator"] = torch.zeros(16, dtype=torch.uint8)
+    rollouts = []
+    for _ in range(2):
+        other = Collector(policy, cartpole(), 30, seed=1)
+        with caplog.at_level(logging.WARNING):
+            other.restore(tensors, data)
+        rollouts.append(other.collect())
+    assert "another kind of device than cpu" in caplog.text
+    assert (rollouts[0] == rollouts[1]).all()
+    assert not torch.equal(rollouts[0]["action"], collector.collect()["action"])
+
+
 def test_large_rollouts_stay_below_300_megabytes() -> None:
     env = cartpole(256)
     memory = build_memory(MemoryConfig(width=4 * 32, head_size=32), 16)

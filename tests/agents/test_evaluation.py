@@ -151,6 +151,42 @@ def test_an_episode_without_end_is_an_error() -> None:
         run_episodes(Still(), fixed(3, 10_000), 2, seed=0, max_steps=20)
 
 
+class Faulty(Fixed):
+    """Fails in its third step, or at its reset."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(9)
+        self.fault = fault
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        if self.fault == "reset":
+            raise ZeroDivisionError("the wheel came off")
+        return super().reset(seed=seed)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        observation, *rest = super().step(action)
+        if self.time == 3 and self.fault == "step":
+            raise ZeroDivisionError("the wheel came off")
+        if self.time == 3 and self.fault == "observation":
+            observation[0] = np.nan
+        return observation, *rest
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("reset", "SyncVectorEnv raised ZeroDivisionError at the reset of an evaluation: the wh"),
+        ("step", "SyncVectorEnv raised ZeroDivisionError at step 2 of an evaluation: the wheel"),
+        ("observation", "an observation that is not finite, in environment 1 at step 2 of an eval"),
+    ],
+)
+def test_what_an_environment_does_wrong_is_named(fault: str, message: str) -> None:
+    makers: list[Callable[[], gym.Env]] = [lambda: Fixed(9), lambda: Faulty(fault)]
+    env = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+    with pytest.raises(EnvironmentFailure, match=message):
+        run_episodes(Still(), env, 2, seed=0)
+
+
 def test_evaluation_uses_and_keeps_the_observation_statistics() -> None:
     policy = gru_policy(OWN)
     normalizer = ObservationNormalizer(policy.observation_space)
@@ -200,7 +236,17 @@ def test_the_table_has_a_line_for_each_level() -> None:
     assert len({len(line) for line in lines[1:]}) == 1
 
 
-@pytest.mark.parametrize("wrong", [{"episodes": 0}, {"noise": ()}, {"noise": (-0.1,)}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"episodes": 0},
+        {"seed": -1},
+        {"noise": ()},
+        {"noise": (-0.1,)},
+        {"noise": (0.1, float("nan"))},
+        {"noise": (float("inf"),)},
+    ],
+)
 def test_settings_outside_their_range_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"evaluation.{next(iter(wrong))}"):
         EvaluationConfig(**wrong)

@@ -309,6 +309,17 @@ def test_a_restored_run_continues_bit_for_bit(normalize: bool) -> None:
     assert all(torch.equal(final[key].nan_to_num(), again[key].nan_to_num()) for key in final)
 
 
+def test_a_run_continued_with_longer_segments_keeps_its_place_in_the_schedules() -> None:
+    ppo = make_ppo(total_steps=8 * 128)
+    for _ in range(4):
+        ppo.update()
+    config = replace(SMALL, segment_steps=64, warmup_updates=0)
+    other = make_ppo(config=config, total_steps=8 * 128)
+    other.restore(*ppo.checkpoint())
+    assert other.update()["learning_rate"] == pytest.approx(SMALL.learning_rate / 2)
+    assert (other.steps, other.updates) == (8 * 128, 5)
+
+
 def test_a_checkpoint_is_a_snapshot() -> None:
     ppo = make_ppo()
     ppo.update()
