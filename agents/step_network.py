@@ -130,9 +130,8 @@ def _belief(memory: nn.Module, features: Tensor) -> dict[str, Tensor]:
     """Return mean and variance `[B, M]`, read back from a memory's features `[B, F]`."""
     if not isinstance(memory, BeliefMemory) or memory.readout is None:
         return {}
-    # See `kernels.belief_moments.belief_features`: running the memory twice would give the same.
-    mean, log_deviation, _, _ = features[:, memory.core.feature_size :].chunk(4, dim=1)
-    return {"belief_mean": mean, "belief_variance": (2.0 * log_deviation).exp()}
+    belief = memory.belief_in(features)
+    return {"belief_mean": belief.mean, "belief_variance": belief.variance}
 
 
 def _action(head: ActionHead, parameters: Parameters) -> Tensor:

@@ -44,15 +44,22 @@ class Controller:
         `action` is the most probable one, in the units of the environment.
         """
         feed = {"state": self.state, "episode_start": np.array([self.starts])}
+        parts = named_parts(observation)
         for port in self.inputs[:-2]:
-            # "observation", or "observation.<key>" for an item of a Dict space.
-            part = observation
-            if "." in port["name"]:
-                part = observation[port["name"].partition(".")[2]]
-            feed[port["name"]] = np.asarray(part, port["dtype"])[None]
+            feed[port["name"]] = np.asarray(parts[port["name"]], port["dtype"])[None]
         outputs = dict(zip(self.output_names, self.session.run(None, feed), strict=True))
         self.state, self.starts = outputs.pop("next_state"), False
         return {name: output[0] for name, output in outputs.items()}
+
+
+def named_parts(observation: Any, name: str = "observation") -> dict[str, Any]:
+    """Return an observation by the names of its inputs, "observation.<key>" for items of a Dict."""
+    if not isinstance(observation, dict):
+        return {name: observation}
+    parts: dict[str, Any] = {}
+    for key, part in observation.items():
+        parts |= named_parts(part, f"{name}.{key}")
+    return parts
 
 
 def run_episode(controller: Controller, env: gymnasium.Env[Any, Any], seed: int) -> float:

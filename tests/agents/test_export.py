@@ -13,7 +13,7 @@ from gymnasium import spaces
 import doxastic
 from doxastic.agents.agent import Agent
 from doxastic.agents.encoders import EncoderConfig, to_tensors
-from doxastic.agents.export import export_agent
+from doxastic.agents.export import _describe, export_agent
 from doxastic.agents.normalization import ObservationNormalizer
 from doxastic.agents.policy import ActorCritic, PolicyConfig
 from doxastic.agents.step_network import StepNetwork
@@ -27,6 +27,7 @@ BATCH, STEPS = 3, 12
 MEMORIES = {
     **{name: MemoryConfig(width=16, belief_size=8, readout=name)
        for name in ("moments", "precision", "learned", "none")},
+    "surprise": MemoryConfig(width=16, belief_size=8, surprise=True),
     **{kind: MemoryConfig(kind=kind, width=8, window=4, layers=2 if kind in ("gru", "lstm") else 1)
        for kind in ("gru", "lstm", "window")},
     "nothing": MemoryConfig(kind="none", width=8),
@@ -200,6 +201,20 @@ def test_the_step_gives_the_agents_actions_in_the_units_of_the_space(observation
     assert [out.dtype for out in outputs] == [port.dtype for port in step.outputs]
 
 
+@pytest.mark.parametrize("memory", ["moments", "surprise", "precision", "learned"])
+def test_the_step_gives_the_agents_belief(memory):
+    agent = make_agent(memory)
+    step = StepNetwork(agent)
+    arrays, tensors = _batch(agent.observation_space, BATCH)
+    state = agent.policy.initial_state(BATCH)
+    outputs = step(tensors, state, torch.ones(BATCH, dtype=torch.bool))
+    named = {port.name: out for port, out in zip(step.outputs, outputs, strict=True)}
+    belief = agent.belief(arrays, None, np.ones(BATCH, bool))
+    np.testing.assert_allclose(named["belief_mean"].detach(), belief.mean, rtol=1e-5, atol=1e-6)
+    variance = named["belief_variance"].detach()
+    np.testing.assert_allclose(variance, belief.variance, rtol=1e-5, atol=1e-6)
+
+
 def test_a_memory_that_looks_at_values_is_refused_with_the_reason():
     class Looking(Memory):
         input_size, feature_size, state_size = 16, 16, 0
@@ -283,6 +298,28 @@ def test_the_control_loop_needs_neither_torch_nor_this_package(run, onnx_file, t
         inputs, _ = agent._inputs(observation, state, None)
         assert value == pytest.approx(agent.policy.value(*inputs).item(), abs=1e-5)
         _, state = agent.predict(observation, state)
+
+
+def test_the_control_loop_finds_the_items_of_nested_dicts(tmp_path, monkeypatch):
+    agent = make_agent("nothing", "dict")
+    step = StepNetwork(agent)
+
+    class Session:
+        """The step itself in the place of the runtime."""
+
+        def __init__(self, *_):
+            pass
+
+        def run(self, _, feed):
+            inputs = [torch.from_numpy(feed[port.name]) for port in step.inputs]
+            return [output.detach().numpy() for output in step(*inputs)]
+
+    monkeypatch.setattr(pytest.importorskip("onnxruntime"), "InferenceSession", Session)
+    (tmp_path / "policy.onnx.json").write_text(json.dumps(_describe(step, "onnx")))
+    arrays, _ = _batch(agent.observation_space, 1)
+    controller = runpy.run_path(str(LOOP))["Controller"](tmp_path / "policy.onnx")
+    action, _ = agent.predict(arrays, None, np.ones(1, bool))
+    assert controller.step(_rows(arrays, 0))["action"] == action[0]
 
 
 def test_the_control_loop_plays_whole_episodes(onnx_file):
