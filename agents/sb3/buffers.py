@@ -31,7 +31,10 @@ class _BeliefBuffer(RolloutBuffer):
 
     def plan(self, batch_size: int, epochs: int, *, shared: bool) -> None:
         """Draw where the minibatches of the next update will start; before every rollout."""
-        self.store = StateStore(self.buffer_size, self.n_envs, batch_size, epochs, shared=shared)
+        splits = self.store.splits if self.store else ()
+        self.store = StateStore(
+            self.buffer_size, self.n_envs, batch_size, epochs, shared=shared, splits=splits
+        )
 
     @property
     def nbytes(self) -> int:

@@ -33,6 +33,7 @@ class KeptStates:
         self.number = 0
         self._states: dict[float, Tensor] = {}
         self._is_over = False
+        self._evaluated = 0.0
 
     def keep(self, state: Tensor, before: Pair) -> Pair:
         """Return the handles of the states `[B, S]` after a step.
@@ -40,12 +41,16 @@ class KeptStates:
         Args:
             state: The states.
             before: The handles of the states before the step. Of a rollout that is over, these stay
-                and those after its last step, with which its algorithm goes on.
+                and all after the last one that was evaluated: with one of them its algorithm goes
+                on, whoever else takes steps meanwhile.
         """
         if self._is_over:
             needed = {*before[0].flatten().tolist(), self.number}
-            self._states = {n: kept for n, kept in self._states.items() if n in needed}
-            self._is_over = False
+            age = self._age(self._evaluated)
+            self._states = {
+                n: kept for n, kept in self._states.items() if n in needed or self._age(n) < age
+            }
+            self._evaluated, self._is_over = self.number, False
         self.number = self.number % _LAST_NUMBER + 1
         self._states[self.number] = state.detach()
         rows = torch.arange(len(state), dtype=torch.float32).view(1, -1, 1)
@@ -73,14 +78,25 @@ class KeptStates:
         pairs = zip(numbers, rows, strict=True)
         return torch.cat([self._row(n, int(row)) if n else initial(1) for n, row in pairs])
 
-    def end_rollout(self) -> None:
-        """Forget the states of this rollout when the next one takes its first step."""
+    def end_rollout(self, evaluated: Tensor | None) -> None:
+        """Forget the states of this rollout when the next one takes its first step.
+
+        Args:
+            evaluated: Numbers of the handles that a minibatch starts from; the rollout went on
+                after all of them. None if it has no handles, and its algorithm needs none.
+        """
+        numbers = [self.number] if evaluated is None else evaluated.flatten().tolist()
+        self._evaluated = min({*numbers, self._evaluated}, key=self._age)
         self._is_over = True
 
     @property
     def nbytes(self) -> int:
         """Bytes of all the states that are kept."""
         return sum(state.numel() * state.element_size() for state in self._states.values())
+
+    def _age(self, number: float) -> float:
+        """Return how many steps were taken since that of a number."""
+        return (self.number - number) % _LAST_NUMBER if number else _LAST_NUMBER
 
     def _row(self, number: float, row: int) -> Tensor:
         state = self._states.get(number)

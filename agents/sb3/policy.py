@@ -61,7 +61,7 @@ class BeliefPolicy(RecurrentActorCriticPolicy):
         net_arch: As in SB3; by default one layer of 64 each for policy and value.
         activation_fn: As in SB3, as everything below.
         ortho_init: Encoder and memory keep their own initialisation.
-        use_sde: As in SB3.
+        use_sde: As in SB3; not with a run.
         log_std_init: As in SB3.
         full_std: As in SB3.
         use_expln: As in SB3.
@@ -111,6 +111,11 @@ class BeliefPolicy(RecurrentActorCriticPolicy):
             raise ValueError(
                 "share_features_extractor is False but share_memory is True; one memory reads one "
                 "features extractor. Set share_memory=False as well."
+            )
+        if run is not None and use_sde:
+            raise ValueError(
+                "use_sde is True but a run is given; expected one of them, for the actions of a "
+                "run have no state-dependent noise. Set use_sde=False."
             )
         self.memory_choice, self.width, self.window = memory, width, window
         self.shares_memory, self.run = share_memory or run is not None, run
@@ -199,8 +204,9 @@ class BeliefPolicy(RecurrentActorCriticPolicy):
             actions = actions.float()
         if self.training:
             # An update: the states of this rollout are forgotten when the next one begins.
-            for memory in filter(None, (self.lstm_actor, self.lstm_critic)):
-                memory.kept.end_rollout()
+            self.lstm_actor.end_rollout(lstm_states.pi)
+            if self.lstm_critic is not None:
+                self.lstm_critic.end_rollout(lstm_states.vf)
         rows = self._rows(obs, lstm_states, episode_starts)
         if rows is None:
             return self._evaluate(obs, actions, lstm_states, episode_starts)

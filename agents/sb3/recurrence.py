@@ -85,6 +85,15 @@ class RecurrentMemory(nn.Module):
         features = features.flatten(0, 1)
         return features.index_select(0, place) if padded > len(place) else features
 
+    def end_rollout(self, states: Pair | Segments) -> None:
+        """Forget the kept states when the next rollout begins, see `KeptStates`.
+
+        Args:
+            states: Where a minibatch of this rollout starts.
+        """
+        has_handles = not isinstance(states, Segments) and is_handle(states)
+        self.kept.end_rollout(states[0] if has_handles else None)
+
     def read(self, states: Pair) -> Tensor:
         """Return the flat state `[B, S]` of a pair."""
         first, second = states

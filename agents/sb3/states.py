@@ -8,6 +8,7 @@ random, but nothing keeps them from being drawn before the rollout.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,14 +30,24 @@ class StateStore:
         batch_size: Steps of a minibatch.
         epochs: Passes over the rollout; each begins at a random step and goes round.
         shared: Whether policy and value have one memory.
+        splits: The first steps of passes that were planned before but not made.
     """
 
     def __init__(
-        self, steps: int, num_envs: int, batch_size: int, epochs: int, *, shared: bool
+        self,
+        steps: int,
+        num_envs: int,
+        batch_size: int,
+        epochs: int,
+        *,
+        shared: bool,
+        splits: Sequence[int] = (),
     ) -> None:
         self.steps, self.total, self.batch_size = steps, steps * num_envs, batch_size
-        # The draws of sb3-contrib's buffer, made before instead of after the rollout.
-        self.splits = [int(np.random.randint(self.total)) for _ in range(epochs)]
+        # The draws of sb3-contrib's buffer, made before instead of after the rollout. It makes none
+        # for a pass that an early stop left out: the next update goes on with those.
+        draws = [int(np.random.randint(self.total)) for _ in range(epochs - len(splits))]
+        self.splits = [*splits, *draws]
         offsets = np.arange(0, self.total, batch_size)
         cuts = (np.array(self.splits, np.int64)[:, None] + offsets) % self.total
         self.places: Indices = np.union1d(cuts, np.arange(0, self.total, steps))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.wrappers import NormalizeObservation
 from sb3_cases import (
     ACTIONS,
     DICT,
@@ -15,6 +16,8 @@ from sb3_cases import (
 )
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
 
 import doxastic
 from doxastic.agents.agent import Agent
@@ -213,6 +216,22 @@ def test_algorithms_without_recurrence_remember_over_a_window(algorithm, action,
     assert_learns(algorithm("MlpPolicy", env, policy_kwargs=policy_kwargs, **kwargs), 36)
 
 
+def test_observations_are_normalised_where_the_page_says():
+    off_policy = {"learning_starts": 20, "buffer_size": 200, "batch_size": 16}
+    agent, space, action = make_agent(), OBSERVATIONS["box"], ACTIONS["discrete"]
+    around = VecNormalize(VecBelief(random_envs(space, action), agent))
+    DQN("MlpPolicy", around, **off_policy).learn(60)
+    rewards = VecNormalize(random_envs(space, action), norm_obs=False)
+    PPO("MlpPolicy", VecBelief(rewards, agent), n_steps=8, batch_size=12).learn(36)
+    inside = make_vec_env("CartPole-v1", 2, wrapper_class=NormalizeObservation)
+    DQN("MlpPolicy", VecWindow(inside, 5), **off_policy).learn(60)
+    below = VecWindow(VecNormalize(random_envs(space, action)), 5)
+    PPO("MlpPolicy", below, n_steps=8, batch_size=12).learn(36)
+    # Stable-Baselines3 stores what VecNormalize saw, which is no window.
+    with pytest.raises(ValueError, match="could not broadcast"):
+        DQN("MlpPolicy", below, **off_policy).learn(60)
+
+
 def test_a_window_holds_the_running_episode_and_nothing_else():
     plain = random_envs(OBSERVATIONS["box"], ACTIONS["discrete"])
     env = VecWindow(random_envs(OBSERVATIONS["box"], ACTIONS["discrete"]), 4)
@@ -248,6 +267,13 @@ def test_the_extractor_remembers_the_episode_as_the_memory_alone_does(memory):
         state, no_reset = extractor.memory.initial_state(1), torch.zeros(1, 6 - row).bool()
         expected, _ = extractor.memory(x, state, no_reset)
         torch.testing.assert_close(features[row], expected[0, -1], atol=1e-5, rtol=1e-5)
+
+
+def test_noise_that_depends_on_the_state_is_refused_beside_a_run():
+    env = random_envs(OBSERVATIONS["box"], ACTIONS["box"])
+    kwargs = {"run": make_agent(action="box")}
+    with pytest.raises(ValueError, match=r"use_sde is True but a run is given.*use_sde=False"):
+        RecurrentPPO(BeliefPolicy, env, use_sde=True, policy_kwargs=kwargs)
 
 
 def test_what_cannot_be_combined_is_refused_with_the_remedy():

@@ -70,6 +70,30 @@ def test_both_learn_the_same_weights_from_the_same_seed(memory):
     np.testing.assert_allclose(stock.rollout_buffer.returns, lean.rollout_buffer.returns, atol=1e-5)
 
 
+def test_both_learn_the_same_weights_where_updates_stop_early():
+    models = []
+    for algorithm in BOTH:
+        model = make_model(algorithm)
+        model.target_kl = 1e-6
+        models.append(model.learn(16 * 3 * 4))
+    stock, lean = models
+    assert stock._n_updates == lean._n_updates < 3 * 4
+    for name, weight in stock.policy.state_dict().items():
+        torch.testing.assert_close(weight, lean.policy.state_dict()[name], atol=2e-6, rtol=1e-4)
+
+
+def test_passes_that_were_left_out_come_first_in_the_next_plan():
+    def planned(epochs, splits=()):
+        return StateStore(10, 4, 15, epochs, shared=True, splits=splits).splits
+
+    np.random.seed(0)
+    draws = planned(5)
+    np.random.seed(0)
+    first = planned(3)
+    assert planned(4, splits=first[1:]) == draws[1:]
+    assert planned(1, splits=first[1:]) == first[1:]
+
+
 def test_padded_sequences_are_run_as_the_rows_they_were_cut_from(monkeypatch):
     model = make_model(RecurrentPPO).learn(16 * 3)
     memory, sizes = model.policy.lstm_actor.memory, []

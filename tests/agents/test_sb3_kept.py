@@ -49,6 +49,30 @@ class During(BaseCallback):
         return True
 
 
+class Between(BaseCallback):
+    """Steps the policy by hand after the last step of every rollout and before the first."""
+
+    handles = None
+
+    def _on_step(self):
+        return True
+
+    def _on_rollout_end(self):
+        self.ask(zeros(1))
+        # Two steps that belong together, the second one from the handles of the first.
+        self.handles = self.ask(self.ask(zeros(1)))
+
+    def _on_rollout_start(self):
+        self.ask(zeros(1))
+        if self.handles is not None:
+            self.ask(self.handles)
+
+    def ask(self, states):
+        policy = self.model.policy
+        with torch.no_grad():
+            return policy(torch.zeros(ENVS, 3), states, torch.zeros(ENVS), deterministic=True)[3]
+
+
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("memory", ["belief", "gru", "none"])
 def test_a_handle_stands_for_the_state_that_is_carried_whole(memory, share):
@@ -110,6 +134,20 @@ def test_what_a_callback_asks_the_policy_leaves_the_training_as_it_is():
         torch.testing.assert_close(weight, asked[name], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("first", [0, 2**24 - 2 * STEPS])
+@pytest.mark.parametrize("share", [True, False])
+def test_steps_by_hand_on_both_sides_of_an_update_leave_the_training_as_it_is(first, share):
+    def trained(callback):
+        model = make_model(share_memory=share)
+        for memory in filter(None, (model.policy.lstm_actor, model.policy.lstm_critic)):
+            memory.kept.number = first
+        return model.learn(3 * ENVS * STEPS, callback=callback).policy.state_dict()
+
+    alone, asked = trained(None), trained(Between())
+    for name, weight in alone.items():
+        torch.testing.assert_close(weight, asked[name], atol=1e-6, rtol=1e-5)
+
+
 def test_a_copy_made_in_the_middle_of_a_rollout_goes_on_alike():
     policy = make_model().policy
     _, states = acted(policy, 1)[-1]
@@ -122,13 +160,14 @@ def test_a_copy_made_in_the_middle_of_a_rollout_goes_on_alike():
     assert torch.equal(*read)
 
 
-def test_no_more_than_a_rollout_is_kept():
+def test_little_more_than_a_rollout_is_kept():
     model = make_model()
     kept = model.policy.lstm_actor.kept
     size = 4 * ENVS * model.policy.lstm_actor.memory.state_size
     for _ in range(3):
         model.learn(2 * ENVS * STEPS, reset_num_timesteps=False)
-        assert STEPS * size <= kept.nbytes <= (STEPS + 1) * size
+        # The end of the rollout before, after the last minibatch began.
+        assert STEPS * size <= kept.nbytes <= (STEPS + 4) * size
 
 
 def test_a_handle_of_a_state_that_is_gone_is_refused_with_the_remedy():
