@@ -84,8 +84,8 @@ class BoundedBeta(D.Independent):
 
     Args:
         concentration: The pairs `a, b`, `[..., A, 2]`, above 1.
-        low: Lower bounds `[A]`.
-        high: Upper bounds `[A]`.
+        low: Lower bounds `[A]`, on any device.
+        high: Upper bounds `[A]`, on any device.
     """
 
     # Reparameterised samples are not offered: PPO needs none, and its entropy is analytic.
@@ -95,7 +95,9 @@ class BoundedBeta(D.Independent):
         base = D.Beta(concentration[..., 0], concentration[..., 1], validate_args=False)
         super().__init__(base, 1, validate_args=False)
         self.concentration = concentration
-        self.low, self.width = low, high - low
+        # Modules of TorchRL hold the bounds as constants, which stay where they are when it moves.
+        self.low = low.to(concentration.device)
+        self.width = high.to(concentration.device) - self.low
 
     @property
     def deterministic_sample(self) -> Tensor:

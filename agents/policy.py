@@ -137,7 +137,7 @@ class ActorCritic(nn.Module):
     def actor_network(self) -> ProbabilisticTensorDictSequential:
         """The policy head for TorchRL's losses: reads `features`, writes `action`, `log_prob`.
 
-        It shares this module's parameters. Take it after moving the module to its device.
+        It shares this module's parameters.
         """
         head = self.action_head
         distribution = ProbabilisticTensorDictModule(

@@ -53,6 +53,20 @@ class Rooms(Walk):
         return {"place": place, "room": (place > 0).astype("i1")}, *rest
 
 
+class States(Walk):
+    """The same walk, with an item of a dict that TorchRL renames."""
+
+    observation_space = spaces.Dict({"state": Walk.observation_space})
+
+    def reset(self, *, seed=None, options=None):
+        place, info = super().reset(seed=seed)
+        return {"state": place}, info
+
+    def step(self, action):
+        place, *rest = super().step(action)
+        return {"state": place}, *rest
+
+
 def make_env(num_envs=BATCH, seed=0, env_class=Walk):
     vector = SyncVectorEnv([env_class] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
     env = GymWrapper(vector, categorical_action_encoding=True)
@@ -60,12 +74,12 @@ def make_env(num_envs=BATCH, seed=0, env_class=Walk):
     return env
 
 
-def make_policy(memory=None, env_class=Walk):
+def make_policy(memory=None, env_class=Walk, observation=None, action=None):
     torch.manual_seed(0)
     memory = memory or GRUMemory(16, HIDDEN)
     policy = ActorCritic(
-        env_class.observation_space,
-        env_class.action_space,
+        env_class.observation_space if observation is None else observation,
+        env_class.action_space if action is None else action,
         EncoderConfig(width=16),
         memory,
         PolicyConfig(),

@@ -18,10 +18,8 @@ from torchrl.envs import TensorDictPrimer
 from torchrl.modules.tensordict_module.rnn import recurrent_mode
 
 from doxastic.agents.torchrl.observations import ObservationEncoder
-from doxastic.agents.torchrl.restarts import run_with_restarts
+from doxastic.agents.torchrl.restarts import IS_INIT, run_with_restarts
 from doxastic.memory.base import Memory
-
-IS_INIT = "is_init"
 
 
 class MemoryModule(TensorDictModuleBase):
@@ -34,7 +32,7 @@ class MemoryModule(TensorDictModuleBase):
     state of its first step, and starts again from the stored state of every later step where
     `is_init` is set. TorchRL stores zeros there in rollouts, so that this is a reset, but
     not in the "next" observations that `GAE(shifted=False)` evaluates, nor where slices of a
-    replay buffer begin.
+    replay buffer begin; see `mark_next_restarts`.
 
     Segments made by `to_segments` hold the state once, before their first step: `[N, S]` beside
     inputs `[N, T, C]`. They start from it and from nothing at every later `is_init`; no next
@@ -100,13 +98,16 @@ class MemoryModule(TensorDictModuleBase):
             state_key: Entry of the state, `[..., S]`.
             which: `best`, `last` or the name of a checkpoint, `step-<n>`.
             device: Where the network runs.
+
+        Raises:
+            ValueError: If an item of a Dict space has the name of another entry.
         """
         # Run folders are read one floor up: imported when asked for, for nothing else here is.
         agent = importlib.import_module("doxastic.training").load(run, which, device)
         encoder = ObservationEncoder(agent)
         return cls(
             agent.policy.memory,
-            in_key=encoder.entries(observation_key),
+            in_key=encoder.entries(observation_key, (out_key, state_key, IS_INIT)),
             out_key=out_key,
             state_key=state_key,
             encoder=encoder,

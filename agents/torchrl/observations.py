@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import gymnasium as gym
@@ -35,14 +36,34 @@ class ObservationEncoder(nn.Module):
         self.normalizer = source.normalizer if isinstance(source, Agent) else None
         self.encoder = policy.encoder
 
-    def entries(self, observation_key: NestedKey) -> NestedKey | dict[str, NestedKey]:
+    def entries(
+        self, observation_key: NestedKey, taken: Iterable[NestedKey]
+    ) -> NestedKey | dict[str, NestedKey]:
         """Return the entry of the observations, or that of each item of a Dict space.
 
-        TorchRL's wrapper puts the items of a Dict space at the root of the TensorDict.
+        TorchRL's wrapper puts the items of a Dict space at the root of the TensorDict, and calls
+        an item `state` `observation` unless there is one.
+
+        Args:
+            observation_key: Entry of the observations of any other space.
+            taken: Entries that hold something else.
+
+        Raises:
+            ValueError: If an item of a Dict space has the name of one that is taken.
         """
-        if isinstance(self.space, spaces.Dict):
-            return {name: name for name in self.space.spaces}
-        return observation_key
+        if not isinstance(self.space, spaces.Dict):
+            return observation_key
+        names = self.space.spaces
+        renamed = {} if "observation" in names else {"state": "observation"}
+        entries: dict[str, NestedKey] = {name: renamed.get(name, name) for name in names}
+        clashes = [entry for entry in taken if entry in entries.values()]
+        if clashes:
+            raise ValueError(
+                f"the observations have an item {clashes[0]!r}; expected another name, for this "
+                "entry of the TensorDict holds something else. Rename the item in the environment "
+                "and train again, or give MemoryModule.from_run another out_key or state_key."
+            )
+        return entries
 
     def forward(self, observation: Any) -> Tensor:
         """Return vectors `[..., E]` for observations `[..., *space.shape]`, or a dict of them.

@@ -3,9 +3,38 @@
 from __future__ import annotations
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from doxastic.memory.base import Memory
+
+IS_INIT = "is_init"
+
+
+def mark_next_restarts(batch: TensorDictBase) -> TensorDictBase:
+    """Return the batch with the restarts of its observations at its next observations as well.
+
+    `SliceSampler` marks where slices begin at the observations only. `GAE` carries the marks over;
+    `DQNLoss`, `SACLoss` and others, whose targets come from the next observations, do not: there
+    the memory would run on from one slice into the next.
+
+        losses = loss(mark_next_restarts(buffer.sample()))
+
+    Args:
+        batch: Sequences with an entry `is_init`; `("next", "is_init")` is written.
+
+    Raises:
+        KeyError: If there is no `is_init`.
+    """
+    restart = batch.get(IS_INIT, None)
+    if restart is None:
+        raise KeyError(
+            f"the batch has no entry {IS_INIT!r}; expected the marks of where sequences begin. "
+            "Append torchrl.envs.InitTracker() to the environment and leave SliceSampler its "
+            "init_key."
+        )
+    following = batch.get(("next", IS_INIT), torch.zeros_like(restart))
+    return batch.set(("next", IS_INIT), following | restart)
 
 
 def run_with_restarts(

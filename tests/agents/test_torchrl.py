@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
-from torchrl.envs import InitTracker, check_env_specs
+from torchrl.envs import GymWrapper, InitTracker, check_env_specs
 from torchrl.envs.utils import ExplorationType, set_exploration_type, step_mdp
 from torchrl.modules import set_recurrent_mode
 from torchrl_cases import (
@@ -10,6 +12,7 @@ from torchrl_cases import (
     HIDDEN,
     TIME,
     Rooms,
+    States,
     Walk,
     collect,
     make_data,
@@ -20,6 +23,7 @@ from torchrl_cases import (
 
 from doxastic.agents.agent import Agent
 from doxastic.agents.normalization import ObservationNormalizer
+from doxastic.agents.policy import PolicyConfig
 from doxastic.agents.torchrl import MemoryModule, policy_module, value_module
 from doxastic.memory.baselines import GRUMemory, LSTMMemory, NoMemory, WindowMemory
 from doxastic.memory.belief import BeliefMemory
@@ -153,6 +157,17 @@ def test_the_loss_sees_the_log_probs_of_the_rollout(env_class):
     torch.testing.assert_close(log_prob, data["log_prob"], atol=1e-5, rtol=1e-5)
 
 
+def test_an_item_that_torchrl_renames_is_found():
+    policy = policy_module(make_policy(env_class=States))
+    env = GymWrapper(States(), categorical_action_encoding=True).append_transform(InitTracker())
+    env = env.append_transform(policy[0].make_tensordict_primer())
+    data = env.rollout(5, policy)
+    assert policy[0].in_keys[0] == "observation" and "state" not in data
+    items = {"observation": Walk.observation_space, "state": Walk.observation_space}
+    both = policy_module(make_policy(observation=spaces.Dict(items)))
+    assert both[0].in_keys[:2] == ["observation", "state"]
+
+
 def test_rollouts_follow_the_actor_critic_acting_step_by_step():
     policy = make_policy()
     with set_exploration_type(ExplorationType.DETERMINISTIC):
@@ -257,6 +272,64 @@ def test_observations_of_another_space_are_refused_with_both_named():
     )
     with pytest.raises(ValueError, match=r"\[3, 5\]; expected \['...', 2\].*config.yaml"):
         policy_module(make_policy())(data)
+
+
+@pytest.mark.parametrize("name", ["features", "memory_state", "is_init", "logits", "state_value"])
+@pytest.mark.parametrize("module", [policy_module, value_module])
+def test_an_item_with_the_name_of_another_entry_is_refused(module, name):
+    policy = make_policy(observation=spaces.Dict({name: Walk.observation_space}))
+    with pytest.raises(ValueError, match=rf"have an item '{name}'; expected another name.*Rename"):
+        module(policy)
+
+
+def test_the_memory_of_a_run_refuses_an_item_with_the_name_of_its_entries(monkeypatch):
+    agent = Agent(make_policy(observation=spaces.Dict({"features": Walk.observation_space})))
+    monkeypatch.setattr("doxastic.training.load", lambda *_: agent)
+    with pytest.raises(ValueError, match=r"have an item 'features'.*another out_key or state_key"):
+        MemoryModule.from_run("run")
+    assert MemoryModule.from_run("run", out_key="h").in_keys[0] == "features"
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(3, start=1),
+        spaces.MultiDiscrete([3, 2], start=[0, 1]),
+        spaces.MultiDiscrete([[3, 2], [2, 2]]),
+        spaces.MultiBinary([2, 2]),
+        spaces.Box(0, np.inf, (2,)),
+        spaces.Box(np.array([-1, -np.inf], "f4"), np.array([1, np.inf], "f4")),
+        spaces.Box(-1, 1, (2, 2)),
+    ],
+    ids=str,
+)
+def test_actions_that_the_environment_takes_in_another_form_are_refused(space):
+    policy = make_policy(action=space)
+    with pytest.raises(ValueError, match=r"cannot be acted in through TorchRL.*TransformAction"):
+        policy_module(policy)
+    value_module(policy)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.MultiDiscrete([3, 2]),
+        spaces.MultiBinary(2),
+        spaces.Box(-1, 3, (2,)),
+        spaces.Box(-np.inf, np.inf, (2,)),
+    ],
+    ids=str,
+)
+def test_actions_that_the_environment_takes_as_they_are_have_a_policy(space):
+    assert policy_module(make_policy(action=space)).out_keys[-2:] == ["action", "log_prob"]
+
+
+def test_bounded_actions_go_where_the_network_is_moved():
+    head = make_policy(action=spaces.Box(-1, 3, (2,))).actor_network.to("meta")
+    features = torch.empty(5, PolicyConfig().hidden_size, device="meta")
+    distribution = head.get_dist(TensorDict({"features": features}, [5]))
+    assert distribution.mode.device.type == distribution.low.device.type == "meta"
+    assert distribution.log_prob(torch.empty(5, 2, device="meta")).shape == (5,)
 
 
 def test_a_state_of_another_memory_is_refused():

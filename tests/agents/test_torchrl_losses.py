@@ -2,12 +2,19 @@ import functools
 
 import pytest
 import torch
-from tensordict.nn import TensorDictModule, TensorDictSequential
+from tensordict.nn import NormalParamExtractor, TensorDictModule, TensorDictSequential
 from torchrl.collectors import Collector, MultiSyncCollector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers import SliceSampler
-from torchrl.modules import QValueModule, set_recurrent_mode
-from torchrl.objectives import ClipPPOLoss, DQNLoss
+from torchrl.envs import GymEnv
+from torchrl.modules import (
+    ProbabilisticActor,
+    QValueModule,
+    TanhNormal,
+    ValueOperator,
+    set_recurrent_mode,
+)
+from torchrl.objectives import ClipPPOLoss, DQNLoss, SACLoss
 from torchrl.objectives.value import GAE
 from torchrl_cases import (
     BATCH,
@@ -20,7 +27,13 @@ from torchrl_cases import (
     make_policy,
 )
 
-from doxastic.agents.torchrl import MemoryModule, policy_module, to_segments, value_module
+from doxastic.agents.torchrl import (
+    MemoryModule,
+    mark_next_restarts,
+    policy_module,
+    to_segments,
+    value_module,
+)
 from doxastic.memory.baselines import GRUMemory
 from doxastic.memory.belief import BeliefMemory
 
@@ -163,21 +176,25 @@ def make_q_network(memory):
     )
 
 
-@pytest.mark.filterwarnings("ignore:No target network updater:UserWarning")
-def test_dqn_learns_from_slices_that_begin_with_their_stored_state():
-    network = make_q_network(BeliefMemory(2, 16))
+def sampled_slices(env, policy, frames):
+    """Return slices of at most three steps of a rollout, 60 steps together."""
     collector = Collector(
-        make_env(), network, frames_per_batch=BATCH * 30, total_frames=BATCH * 30,
+        env, policy, frames_per_batch=frames, total_frames=frames,
         auto_register_policy_transforms=True,
     )  # fmt: skip
     (data,) = list(collector)
     collector.shutdown()
     sampler = SliceSampler(slice_len=3, traj_key=("collector", "traj_ids"), strict_length=False)
-    buffer = TensorDictReplayBuffer(
-        storage=LazyTensorStorage(BATCH * 30, ndim=2), sampler=sampler, batch_size=60
-    )
+    storage = LazyTensorStorage(frames, ndim=data.ndim)
+    buffer = TensorDictReplayBuffer(storage=storage, sampler=sampler, batch_size=60)
     buffer.extend(data)
-    batch = buffer.sample()
+    return buffer.sample()
+
+
+@pytest.mark.filterwarnings("ignore:No target network updater:UserWarning")
+def test_dqn_learns_from_slices_that_begin_with_their_stored_state():
+    network = make_q_network(BeliefMemory(2, 16))
+    batch = mark_next_restarts(sampled_slices(make_env(), network, BATCH * 30))
     # More slices than episode starts among them: most begin from a state that is not zero.
     begins = batch["is_init"].squeeze(-1)
     assert begins.sum() >= 20 and batch["memory_state"][begins].any(-1).sum() >= 5
@@ -189,6 +206,63 @@ def test_dqn_learns_from_slices_that_begin_with_their_stored_state():
     with set_recurrent_mode(True):
         loss(batch)["loss"].backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in loss.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:No target network updater:UserWarning")
+def test_the_targets_of_dqn_are_those_of_exact_steps_from_the_stored_next_states():
+    network = make_q_network(BeliefMemory(2, 16))
+    batch = sampled_slices(make_env(), network, BATCH * 30)
+    assert not batch["next", "is_init"].any(), "what the sampler leaves to be marked"
+    with set_recurrent_mode(False), torch.no_grad():
+        following = network(batch["next"].clone())["chosen_action_value"]
+    following = following.masked_fill(batch["next", "terminated"], 0.0)
+    loss = DQNLoss(network, action_space="categorical", delay_value=True)
+    loss.make_value_estimator(gamma=0.99)
+    with set_recurrent_mode(True):
+        target = loss.value_estimator.value_estimate(
+            mark_next_restarts(batch), target_params=loss.target_value_network_params
+        )
+    expected = batch["next", "reward"] + 0.99 * following
+    torch.testing.assert_close(target, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:No target network updater:UserWarning")
+def test_the_losses_of_sac_are_those_of_single_steps_from_the_stored_states():
+    def remember(out_key):
+        memory = BeliefMemory(3, 16, norm_eps=1e4)
+        return MemoryModule(
+            memory, in_key="observation", out_key=out_key, state_key=f"{out_key}_state"
+        )
+
+    torch.manual_seed(0)
+    env, actor_memory, critic_memory = GymEnv("Pendulum-v1"), remember("h"), remember("critic_h")
+    size = critic_memory.memory.feature_size
+    head = torch.nn.Sequential(torch.nn.Linear(size, 2), NormalParamExtractor())
+    actor = ProbabilisticActor(
+        TensorDictSequential(actor_memory, TensorDictModule(head, ["h"], ["loc", "scale"])),
+        in_keys=["loc", "scale"], distribution_class=TanhNormal,
+        distribution_kwargs={"low": -2.0, "high": 2.0},
+    )  # fmt: skip
+    value = ValueOperator(torch.nn.Bilinear(size, 1, 1), in_keys=["critic_h", "action"])
+    critic = TensorDictSequential(critic_memory, value)
+    loss = SACLoss(
+        actor, critic, action_spec=env.action_spec, num_qvalue_nets=1, deactivate_vmap=True
+    )
+    loss.make_value_estimator(gamma=0.99)
+    loss.qvalue_network_params[0].data.to_module(critic)
+    policy = TensorDictSequential(actor, critic_memory)
+    batch = mark_next_restarts(sampled_slices(env, policy, 90))
+    losses = []
+    for sequences in (batch, batch.unsqueeze(-1)):
+        torch.manual_seed(1)
+        with set_recurrent_mode(True), torch.no_grad():
+            losses.append(loss(sequences).select("loss_actor", "loss_qvalue"))
+    torch.testing.assert_close(*map(dict, losses), atol=1e-5, rtol=1e-5)
+
+
+def test_marks_that_are_missing_are_asked_for():
+    with pytest.raises(KeyError, match=r"no entry 'is_init'.*InitTracker"):
+        mark_next_restarts(make_data(zero_restarts=True).exclude("is_init"))
 
 
 @pytest.mark.slow
