@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from doxastic.agents.study.efficiency import Curve, TaskRuns, efficiency_curve, suite_curve
-from doxastic.agents.study.returns import MEASURES, TaskReturns
+from doxastic.agents.study.returns import MEASURES, TaskReturns, common_memories
 from doxastic.agents.study.statistics import Comparison
 from doxastic.runs import RunFolder
 from doxastic.studies.cells import Cell
@@ -109,16 +109,23 @@ def curves(study: Study, phase: Phase, task: TaskReturns) -> list[Curve]:
 
 
 def suite_curves(study: Study, phase: Phase, tasks: Sequence[TaskReturns]) -> list[Curve]:
-    """Return the curve of the score over all tasks, of every memory that takes part in all."""
-    found = []
-    for memory in tasks[0].memories:
-        if all(memory in task.memories for task in tasks):
-            runs = [
+    """Return the curve of the score of every memory, over tasks in which all take part."""
+    return [
+        suite_curve(
+            memory,
+            [
                 TaskRuns(_runs(study, phase, task, memory), task.best_mixture, task.scale)
                 for task in tasks
-            ]
-            found.append(suite_curve(memory, runs))
-    return found
+            ],
+        )
+        for memory in tasks[0].memories
+    ]
+
+
+def shared_tasks(tasks: Sequence[TaskReturns]) -> list[TaskReturns]:
+    """Return the tasks in which all memories take part."""
+    memories = set(common_memories(tasks))
+    return [task for task in tasks if memories <= set(task.memories)]
 
 
 def _runs(

@@ -55,7 +55,7 @@ def plot_noise(comparison: Comparison, look: Mapping[str, Look]) -> Figure:
 def plot_learning(
     curves: Mapping[str, Sequence[Curve]],
     tasks: Sequence[TaskReturns],
-    suite: Sequence[Curve],
+    suite: tuple[str, Sequence[Curve]] | None,
     look: Mapping[str, Look],
 ) -> Figure:
     """Return a figure of the return reached after so many steps, a panel for each task.
@@ -63,14 +63,14 @@ def plot_learning(
     Args:
         curves: Curves of the memories by task.
         tasks: The tasks.
-        suite: Curves of the score over all tasks, drawn in a first panel; empty for none.
+        suite: Title and curves of the score over several tasks, in a first panel; None for none.
         look: Looks of the memories.
     """
     titles = [task.task for task in tasks]
-    figure, panels = panels_of([*(["all tasks: score"] if suite else []), *titles])
+    figure, panels = panels_of([*([suite[0]] if suite else []), *titles])
     if suite:
         axes = panels.pop(0)
-        _draw_curves(axes, suite, 1.0, look)
+        _draw_curves(axes, suite[1], 1.0, look)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_ylim(bottom=max(axes.get_ylim()[0], -0.1))
     for axes, task in zip(panels, tasks, strict=True):

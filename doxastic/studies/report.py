@@ -18,7 +18,7 @@ from doxastic.configuration import dump_yaml, to_dict
 from doxastic.disk import disk_errors, write_atomically
 from doxastic.progress import clock
 from doxastic.studies import figures, tables
-from doxastic.studies.analysis import Outcome, curves, outcome, suite_curves
+from doxastic.studies.analysis import Outcome, curves, outcome, shared_tasks, suite_curves
 from doxastic.studies.design import trained_levels
 from doxastic.studies.figure_style import Look, looks
 from doxastic.studies.forests import plot_pairs
@@ -179,7 +179,10 @@ def _learning(
     study: Study, phase: Phase, found: Outcome, look: dict[str, Look], folder: Path
 ) -> list[str]:
     by_task = {task.task: curves(study, phase, task) for task in found.tasks}
-    suite = suite_curves(study, phase, found.tasks) if len(found.tasks) > 1 else []
+    shared = shared_tasks(found.tasks)
+    suite = None
+    if len(shared) > 1:
+        suite = f"score, {len(shared)} tasks", suite_curves(study, phase, shared)
     figure = figures.plot_learning(by_task, found.tasks, suite, look)
     parts = ["### Learning", _saved(figure, folder, f"learning-{phase.name}.png", "learning")]
     for task in found.tasks:
