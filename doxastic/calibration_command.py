@@ -51,7 +51,7 @@ def calibrate(words: Sequence[str]) -> None:
     options = parse(CalibrateOptions, words, "doxastic calibrate", CalibrateOptions.__doc__)
     if not options.runs:
         raise ConfigError("no run is given; expected run folders: doxastic calibrate RUN ...")
-    from doxastic.agents.calibration.summary import summary
+    from doxastic.calibration_summary import summary
     from doxastic.disk import check_output, disk_errors, write_atomically
     from doxastic.runs import RunFolder
     from doxastic.training import load

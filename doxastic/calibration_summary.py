@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from doxastic.agents.calibration.report import POSTERIOR, Calibration, VariableReport
-
-_NOT_KNOWN = "–"  # noqa: RUF001 an en dash, as tables have it
+from doxastic.studies.tables import NONE, table
 
 
 def summary(calibrations: Sequence[Calibration]) -> str:
@@ -39,7 +38,7 @@ def _beliefs(found: Sequence[Calibration]) -> str:
             rows.append([variable.name, group, *_row(reports, group)])
     head = ["variable", "levels", "calibration error", "of the filter", "within 2 deviations"]
     ranks = ["squared error", "posterior's variance", "posterior's, own variance"]
-    return _table([*head, *(f"rank: {name}" for name in ranks)], rows)
+    return table([*head, *(f"rank: {name}" for name in ranks)], rows)
 
 
 def _row(reports: Sequence[VariableReport], group: str) -> list[str]:
@@ -70,7 +69,7 @@ def _effects(found: Sequence[Calibration]) -> str:
         for name in controls[0].effects:
             values = [control.effects[name].value for control in controls]
             rows.append([name, group, _over_agents(values, "+.3f")])
-    return _table(["acted on", "levels", "return, or its change"], rows)
+    return table(["acted on", "levels", "return, or its change"], rows)
 
 
 def _variable(calibration: Calibration, name: str) -> VariableReport:
@@ -86,11 +85,6 @@ def _variable(calibration: Calibration, name: str) -> VariableReport:
 def _over_agents(values: Sequence[float], style: str = ".3f") -> str:
     known = [value for value in values if not math.isnan(value)]
     if not known:
-        return _NOT_KNOWN
+        return NONE
     mean = format(sum(known) / len(known), style)
     return f"{mean} [{min(known):{style}}, {max(known):{style}}]" if len(known) > 1 else mean
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
