@@ -175,30 +175,34 @@ class NextObservationLikelihood(Auxiliary):
         self.statistics = None if self._symbols else RunningMeanStd((size // 2,))
 
     def targets(self, rollout: TensorDict) -> dict[str, Tensor]:
-        """Return the next observations, `[B, T, D]`, and `[B, T]` whether each is within."""
+        """Return the next observations, `[B, T, D]`, and the weight of each, `[B, T]`.
+
+        The weights are 0 after a termination, else equal, and 1 in the mean.
+        """
         within = ~rollout["terminated"]
+        weight = within / within.float().mean().clamp_min(1e-6)
         seen = rollout["next_observation"]
         if not isinstance(seen, Tensor):
             seen = seen["observation"]
         if self.statistics is None:
-            return {"auxiliary_target": self._symbols_of(seen), "auxiliary_within": within}
+            return {"auxiliary_target": self._symbols_of(seen), "auxiliary_weight": weight}
         vectors = seen[..., : self.statistics.shape[0]]
         if within.any():
             self.statistics.update(vectors[within])
-        return {"auxiliary_target": self.statistics(vectors), "auxiliary_within": within}
+        return {"auxiliary_target": self.statistics(vectors), "auxiliary_weight": weight}
 
     def loss(self, memory_features: Tensor, minibatch: TensorDict) -> Tensor:
-        """Return the mean negative log-likelihood of the observations within episodes."""
+        """Return the weighted mean negative log-likelihood of the observations."""
         mean, variance = self.belief(memory_features)
         read = [mean, 0.5 * variance.log(), self._action(minibatch["action"])]
         out = self.output(self.hidden(torch.cat(read, dim=-1)).tanh())
-        target, within = minibatch["auxiliary_target"], minibatch["auxiliary_within"]
+        target = minibatch["auxiliary_target"]
         if self.statistics is None:
             losses = self._categorical(out, target)
         else:
             centre, raw = out.chunk(2, dim=-1)
             losses = _gaussian(centre, F.softplus(raw) + MINIMUM_VARIANCE, target).mean(-1)
-        return (losses * within).sum() / within.sum().clamp_min(1)
+        return (losses * minibatch["auxiliary_weight"]).mean()
 
     def _symbols_of(self, seen: Tensor) -> Tensor:
         """Return symbols from 0, `[B, T, K]`, also where they are the one-hot start of a vector."""

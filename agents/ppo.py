@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Collection, Iterator
@@ -39,6 +40,10 @@ MEASURED = (
     "clip_fraction",
     "grad_norm",
 )
+
+# A minibatch's gradient is summed over parts of at most so many environment steps on the CPU:
+# what a part keeps for its backward pass stays in the processor's caches.
+PART_STEPS = 2048
 
 
 class PPO:
@@ -259,38 +264,49 @@ class PPO:
 
     def _step(self, minibatch: TensorDict) -> tuple[list[float], bool]:
         """Descend once; return the values named in `_measured`, and whether to stop instead."""
-        memory_features, _ = self.policy.memory_features(*self._sequence(minibatch))
-        features = self.policy.policy_body(memory_features)
-        losses = self._loss(features, minibatch, self._entropy_coefficient)
-        total, auxiliary = losses.total, []
-        if self.auxiliary is not None:
-            likelihood = self.auxiliary.loss(memory_features, minibatch)
-            total = total + self.auxiliary.coefficient * likelihood
-            auxiliary = [likelihood.detach()]
         for optimizer in self._optimizers.values():
             optimizer.zero_grad()
-        total.backward()
+        if self.critic is not None:
+            self._critic_optimizer.zero_grad()
+        parts = [self._accumulate(part, share) for part, share in self._parts(minibatch)]
         norm = self._gradient_norm()
-        row: list[float] = torch.stack([*losses[1:], norm, *auxiliary]).tolist()
+        first, *auxiliary = torch.stack(parts).sum(0).split(len(MEASURED) - 1)
+        row: list[float] = torch.cat([first, norm.view(1), *auxiliary]).tolist()
         self._require_finite(row)
         if self.config.target_kl is not None and row[3] > self.config.target_kl:
             return row, True
         for optimizer in self._optimizers.values():
             optimizer.step(self._learning_rate, norm, self.config.max_grad_norm)
         if self.critic is not None:
-            self._descend_critic(self.critic, memory_features, minibatch)
+            norm = self._critic_optimizer.gradient_norm()
+            self._require_finite([norm.item()], ("gradient of the privileged critic",))
+            self._critic_optimizer.step(self._learning_rate, norm, self.config.max_grad_norm)
         return row, False
 
-    def _descend_critic(
-        self, critic: PrivilegedCritic, memory_features: Tensor, minibatch: TensorDict
-    ) -> None:
-        """Fit the privileged critic to the value targets of a minibatch."""
-        optimizer = self._critic_optimizer
-        optimizer.zero_grad()
-        critic.loss(memory_features, minibatch["hidden"], minibatch["value_target"]).backward()
-        norm = optimizer.gradient_norm()
-        self._require_finite([norm.item()], ("gradient of the privileged critic",))
-        optimizer.step(self._learning_rate, norm, self.config.max_grad_norm)
+    def _parts(self, minibatch: TensorDict) -> Iterator[tuple[TensorDict, float]]:
+        """Yield the minibatch in parts of whole segments, each with its share of the whole."""
+        number, time_steps = minibatch["reset"].shape
+        size = max(1, PART_STEPS // time_steps) if self.device.type == "cpu" else number
+        count = math.ceil(number / size)
+        ends = [number * part // count for part in range(count + 1)]
+        for start, end in itertools.pairwise(ends):
+            yield minibatch[start:end], (end - start) / number
+
+    def _accumulate(self, part: TensorDict, share: float) -> Tensor:
+        """Add the gradients of a part, times its share; return its share of what is measured."""
+        memory_features, _ = self.policy.memory_features(*self._sequence(part))
+        features = self.policy.policy_body(memory_features)
+        losses = self._loss(features, part, self._entropy_coefficient)
+        total, measured = losses.total, list(losses[1:])
+        if self.auxiliary is not None:
+            likelihood = self.auxiliary.loss(memory_features, part)
+            total = total + self.auxiliary.coefficient * likelihood
+            measured.append(likelihood.detach())
+        (total * share).backward()
+        if self.critic is not None:
+            error = self.critic.loss(memory_features, part["hidden"], part["value_target"])
+            (error * share).backward()
+        return torch.stack(measured) * share
 
     def _sequence(self, rollout: TensorDict) -> tuple[Any, Tensor, Tensor]:
         """Return the arguments of `ActorCritic.features` from a rollout or a part of one."""

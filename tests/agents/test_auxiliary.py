@@ -156,7 +156,8 @@ def test_what_follows_is_counted_within_episodes_and_at_their_true_truncation(
     targets = likelihood.targets(rollout)
     assert rollout["observation"][0].flatten().tolist() == [1, 2, 3, 1, 2]
     within = [True, True, not terminates, True, True]
-    assert targets["auxiliary_within"][0].tolist() == within
+    weight = targets["auxiliary_weight"][0]
+    assert (weight > 0).tolist() == within and weight.mean().item() == pytest.approx(1)
     seen = [x for x, counted in zip([2, 3, 50, 2, 3], within, strict=True) if counted]
     assert likelihood.statistics.mean.item() == pytest.approx(np.mean(seen))
     scaled = (np.array(seen) - np.mean(seen)) / np.std(seen)
@@ -173,7 +174,7 @@ def next_case(within: Tensor) -> tuple[NextObservationLikelihood, TensorDict, Te
     entries = {
         "action": torch.randint(3, within.shape),
         "auxiliary_target": torch.randn(*within.shape, 1),
-        "auxiliary_within": within,
+        "auxiliary_weight": within / within.float().mean(),
     }
     features = torch.randn(*within.shape, policy.memory.feature_size, requires_grad=True)
     return likelihood, TensorDict(entries, within.shape), features
@@ -189,9 +190,16 @@ def test_a_step_that_is_not_counted_has_no_gradient_and_no_weight() -> None:
         likelihood.loss(features[row : row + 1, [t]], minibatch[row : row + 1, t : t + 1])
         for row, t in within.nonzero().tolist()
     ]
-    torch.testing.assert_close(loss, torch.stack(singles).mean())
-    nothing = TensorDict({**minibatch, "auxiliary_within": within & False}, [2, 3])
-    assert likelihood.loss(features, nothing) == 0
+    torch.testing.assert_close(loss, torch.stack(singles).sum() / within.numel())
+
+
+def test_nothing_within_an_episode_weighs_nothing() -> None:
+    env = counting(terminates=True)
+    policy = make_policy(env)
+    likelihood = build_auxiliary(NEXT, policy, env, 0)
+    rollout = Collector(policy, env, 5, with_next_observation=True).collect()
+    rollout["terminated"].fill_(True)
+    assert not likelihood.targets(rollout)["auxiliary_weight"].any()
 
 
 def test_the_next_observation_depends_on_the_action() -> None:
@@ -226,7 +234,7 @@ def test_the_loss_of_symbols_is_their_cross_entropy() -> None:
     entries = {
         "action": torch.zeros(1, 2, dtype=torch.int64),
         "auxiliary_target": torch.tensor([[[0], [2]]]),
-        "auxiliary_within": torch.ones(1, 2, dtype=torch.bool),
+        "auxiliary_weight": torch.ones(1, 2),
     }
     loss = likelihood.loss(torch.randn(1, 2, policy.memory.feature_size), entries)
     assert loss.item() == pytest.approx(-(math.log(0.5) + math.log(0.2)) / 2)

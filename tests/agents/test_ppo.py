@@ -167,6 +167,26 @@ def test_minibatches_split_environments_and_never_time() -> None:
     assert torch.equal(first.sort(0).values, second.sort(0).values)
 
 
+@pytest.mark.parametrize("privileged", [False, True])
+def test_parts_of_a_minibatch_descend_as_the_whole(
+    privileged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(SMALL, minibatches=1, epochs=1, privileged_critic=privileged)
+    ends = []
+    for part_steps, number in ((16 * 8, 1), (16 * 3, 3), (1, 8)):
+        monkeypatch.setattr("doxastic.agents.ppo.PART_STEPS", part_steps)
+        ppo = make_ppo(config=config)
+        whole = ppo.collector.collect()
+        shares = [share for _, share in ppo._parts(whole)]
+        assert len(shares) == number and sum(shares) == pytest.approx(1)
+        rows = ppo._step(ppo._with_targets(whole)[0])[0]
+        gradients = [p.grad.clone() for p in ppo.policy.parameters()]
+        critic = [] if ppo.critic is None else [p.grad.clone() for p in ppo.critic.parameters()]
+        ends.append([torch.tensor(rows), *gradients, *critic])
+    for other in ends[1:]:
+        torch.testing.assert_close(ends[0], other, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("normalize_value", [True, False])
 def test_gru_learns_to_recall_the_first_observation(normalize_value: bool) -> None:
     env = SyncVectorEnv([Recall] * 16, autoreset_mode=AutoresetMode.SAME_STEP)
