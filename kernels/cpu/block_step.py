@@ -304,7 +304,7 @@ def block_step(
                 for i in range(0, n * -(-rank_g // LANES) * LANES, LANES):
                     store(down, i, sigmoid(load(down, i)))
                 _up(down, n, rank_g, nothing, g2, C, gate)
-        _before(0, 1, n, H, K, decay, k, rate, k_k, k_a, w, key, a, b)
+        _before(0, 0, H, n, H, K, decay, k, rate, k_k, k_a, w, key, a, b)
         for row in range(n):
             q, size_h = (start + row) * S + at_wkv, K * K
             for i in range(0, H * size_h, LANES):
@@ -317,7 +317,7 @@ def block_step(
                 _head(q + head * size_h, o, K, r, w, key, v, a, b, new, u, y)
                 if p_offset:
                     _add_read(o, K, r, head * size_h, offset, y)
-        _after(0, 1, n, H, K, eps, y, r, key, v, gate, r_k, ln_weight, ln_bias, z)
+        _after(0, 0, H, n, H, K, eps, y, r, key, v, gate, r_k, ln_weight, ln_bias, z)
         _linear(z, n, C, output, mixed, C)
         for row in range(n):
             for i in range(0, C, LANES):

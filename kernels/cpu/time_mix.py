@@ -32,6 +32,12 @@ from doxastic.kernels.cpu.threads import run
 SCALE = np.float32(-math.exp(-0.5))
 # As torch.nn.functional.normalize.
 SMALLEST_NORM = np.float32(1e-12)
+# Entries of one tensor that the passes touch before they are done with them: the backward pass
+# goes over 27 tensors, a megabyte in all.
+CACHED = 10_000
+# Entries between two scratch arrays, five cache lines: at a power of two they would fall into the
+# same few sets of the cache.
+SPACING = 80
 
 
 @compiled
@@ -45,7 +51,7 @@ def _inverse_norm(k, k_k, o, c, K):
 
 
 @compiled
-def _before(first, last, T, H, K, p_decay, p_k, p_rate, p_k_k, p_k_a, p_w, p_key, p_a, p_b):
+def _before(row, first, last, T, H, K, p_decay, p_k, p_rate, p_k_k, p_k_a, p_w, p_key, p_a, p_b):
     """Write the decay, the written key, the removal and the replacement vector."""
     decay, k, rate, k_k, k_a = (
         floats(p_decay),
@@ -56,16 +62,17 @@ def _before(first, last, T, H, K, p_decay, p_k, p_rate, p_k_k, p_k_a, p_w, p_key
     )
     w, key, a, b = (floats(p_w), floats(p_key), floats(p_a), floats(p_b))
     one = splat(ONE)
-    for head in range(first * T * H, last * T * H):
-        o, c = head * K, head % H * K
-        scale = splat(_inverse_norm(k, k_k, o, c, K))
-        for i in range(0, K, LANES):
-            k_i, alpha = load(k, o + i), sigmoid(load(rate, o + i))
-            kk = mul(mul(k_i, load(k_k, c + i)), scale)
-            store(w, o + i, exp(mul(splat(SCALE), sigmoid(load(decay, o + i)))))
-            store(key, o + i, mul(k_i, fma(sub(alpha, one), load(k_a, c + i), one)))
-            store(a, o + i, sub(splat(ZERO), kk))
-            store(b, o + i, mul(kk, alpha))
+    for t in range(T):
+        for h in range(first, last):
+            o, c = ((row * T + t) * H + h) * K, h * K
+            scale = splat(_inverse_norm(k, k_k, o, c, K))
+            for i in range(0, K, LANES):
+                k_i, alpha = load(k, o + i), sigmoid(load(rate, o + i))
+                kk = mul(mul(k_i, load(k_k, c + i)), scale)
+                store(w, o + i, exp(mul(splat(SCALE), sigmoid(load(decay, o + i)))))
+                store(key, o + i, mul(k_i, fma(sub(alpha, one), load(k_a, c + i), one)))
+                store(a, o + i, sub(splat(ZERO), kk))
+                store(b, o + i, mul(kk, alpha))
 
 
 @compiled
@@ -92,18 +99,22 @@ def _bonus(r, key, r_k, o, c, K):
 
 
 @compiled
-def _after(first, last, T, H, K, eps, p_y, p_r, p_key, p_v, p_gate, p_r_k, p_weight, p_bias, p_out):
+def _after(
+    row, first, last, T, H, K, eps,
+    p_y, p_r, p_key, p_v, p_gate, p_r_k, p_weight, p_bias, p_out,
+):  # fmt: skip
     """Write gate (GroupNorm(y) + bonus v)."""
     y, r, key, v, gate = (floats(p_y), floats(p_r), floats(p_key), floats(p_v), floats(p_gate))
     r_k, weight, bias, out = (floats(p_r_k), floats(p_weight), floats(p_bias), floats(p_out))
-    for head in range(first * T * H, last * T * H):
-        o, c = head * K, head % H * K
-        mean, scale = _statistics(y, o, K, eps)
-        bonus = splat(_bonus(r, key, r_k, o, c, K))
-        for i in range(0, K, LANES):
-            normal = mul(sub(load(y, o + i), splat(mean)), splat(scale))
-            x = fma(normal, load(weight, c + i), load(bias, c + i))
-            store(out, o + i, mul(fma(bonus, load(v, o + i), x), load(gate, o + i)))
+    for t in range(T):
+        for h in range(first, last):
+            o, c = ((row * T + t) * H + h) * K, h * K
+            mean, scale = _statistics(y, o, K, eps)
+            bonus = splat(_bonus(r, key, r_k, o, c, K))
+            for i in range(0, K, LANES):
+                normal = mul(sub(load(y, o + i), splat(mean)), splat(scale))
+                x = fma(normal, load(weight, c + i), load(bias, c + i))
+                store(out, o + i, mul(fma(bonus, load(v, o + i), x), load(gate, o + i)))
 
 
 @compiled
@@ -113,7 +124,7 @@ def _accumulate(array, index, value):
 
 @compiled
 def _after_backward(
-    first, last, T, H, K, eps,
+    row, first, last, T, H, K, eps,
     p_dout, p_y, p_r, p_key, p_v, p_gate, p_r_k, p_weight, p_bias,
     p_dy, p_dr, p_dkey, p_dv, p_dgate, p_dr_k, p_dweight, p_dbias,
 ):  # fmt: skip
@@ -134,45 +145,50 @@ def _after_backward(
         floats(p_dr_k),
     )
     dweight, dbias = (floats(p_dweight), floats(p_dbias))
-    for head in range(first * T * H, last * T * H):
-        o, c = head * K, head % H * K
-        # Where this batch row's sums of the head's parameters stand.
-        s = head // (T * H) * H * K + c
-        mean, scale = _statistics(y, o, K, eps)
-        bonus = splat(_bonus(r, key, r_k, o, c, K))
-        dbonus, dnormal_sum, dnormal_dot = splat(ZERO), splat(ZERO), splat(ZERO)
-        for i in range(0, K, LANES):
-            normal = mul(sub(load(y, o + i), splat(mean)), splat(scale))
-            v_i, w_i = load(v, o + i), load(weight, c + i)
-            x = fma(bonus, v_i, fma(normal, w_i, load(bias, c + i)))
-            store(dgate, o + i, mul(load(dout, o + i), x))
-            dx = mul(load(dout, o + i), load(gate, o + i))
-            _accumulate(dweight, s + i, mul(dx, normal))
-            _accumulate(dbias, s + i, dx)
-            dbonus = fma(dx, v_i, dbonus)
-            store(dv, o + i, mul(dx, bonus))
-            dnormal_sum = fma(dx, w_i, dnormal_sum)
-            dnormal_dot = fma(mul(dx, w_i), normal, dnormal_dot)
-        center = splat(total(dnormal_sum) / np.float32(K))
-        slope = splat(total(dnormal_dot) / np.float32(K))
-        ds = splat(total(dbonus))
-        for i in range(0, K, LANES):
-            normal = mul(sub(load(y, o + i), splat(mean)), splat(scale))
-            dnormal = mul(mul(load(dout, o + i), load(gate, o + i)), load(weight, c + i))
-            store(dy, o + i, mul(splat(scale), sub(sub(dnormal, center), mul(normal, slope))))
-            r_i, k_i, r_k_i = load(r, o + i), load(key, o + i), load(r_k, c + i)
-            store(dr, o + i, mul(ds, mul(k_i, r_k_i)))
-            store(dkey, o + i, mul(ds, mul(r_i, r_k_i)))
-            _accumulate(dr_k, s + i, mul(ds, mul(r_i, k_i)))
+    for t in range(T):
+        for h in range(first, last):
+            o, c = ((row * T + t) * H + h) * K, h * K
+            # Where this batch row's sums of the head's parameters stand.
+            s = row * H * K + c
+            mean, scale = _statistics(y, o, K, eps)
+            bonus = splat(_bonus(r, key, r_k, o, c, K))
+            dbonus, dnormal_sum, dnormal_dot = splat(ZERO), splat(ZERO), splat(ZERO)
+            for i in range(0, K, LANES):
+                normal = mul(sub(load(y, o + i), splat(mean)), splat(scale))
+                v_i, w_i = load(v, o + i), load(weight, c + i)
+                x = fma(bonus, v_i, fma(normal, w_i, load(bias, c + i)))
+                store(dgate, o + i, mul(load(dout, o + i), x))
+                dx = mul(load(dout, o + i), load(gate, o + i))
+                _accumulate(dweight, s + i, mul(dx, normal))
+                _accumulate(dbias, s + i, dx)
+                dbonus = fma(dx, v_i, dbonus)
+                store(dv, o + i, mul(dx, bonus))
+                dnormal_sum = fma(dx, w_i, dnormal_sum)
+                dnormal_dot = fma(mul(dx, w_i), normal, dnormal_dot)
+            center = splat(total(dnormal_sum) / np.float32(K))
+            slope = splat(total(dnormal_dot) / np.float32(K))
+            ds = splat(total(dbonus))
+            for i in range(0, K, LANES):
+                normal = mul(sub(load(y, o + i), splat(mean)), splat(scale))
+                dnormal = mul(mul(load(dout, o + i), load(gate, o + i)), load(weight, c + i))
+                store(dy, o + i, mul(splat(scale), sub(sub(dnormal, center), mul(normal, slope))))
+                r_i, k_i, r_k_i = load(r, o + i), load(key, o + i), load(r_k, c + i)
+                store(dr, o + i, mul(ds, mul(k_i, r_k_i)))
+                store(dkey, o + i, mul(ds, mul(r_i, r_k_i)))
+                _accumulate(dr_k, s + i, mul(ds, mul(r_i, k_i)))
 
 
 @compiled
 def _before_backward(
-    first, last, T, H, K,
-    p_dw, p_dkey, p_dkey_bonus, p_da, p_db, p_decay, p_k, p_rate, p_k_k, p_k_a,
-    p_ddecay, p_dk, p_drate, p_dk_k, p_dk_a,
+    row, first, last, T, H, K,
+    p_dw, p_dkey, p_dkey_bonus, p_da, p_db, p_dr_bonus, p_dv_bonus,
+    p_decay, p_k, p_rate, p_k_k, p_k_a,
+    p_ddecay, p_dk, p_drate, p_dr, p_dv, p_dk_k, p_dk_a,
 ):  # fmt: skip
-    """Write the gradients of `_before`; those of the parameters are sums per batch row."""
+    """Write the gradients of `_before`, and add the bonus to those of r and v.
+
+    Those of the parameters are sums per batch row.
+    """
     dw, dkey, dkey_bonus, da, db = (
         floats(p_dw),
         floats(p_dkey),
@@ -194,33 +210,124 @@ def _before_backward(
         floats(p_dk_k),
         floats(p_dk_a),
     )
+    dr_bonus, dv_bonus, dr, dv = (
+        floats(p_dr_bonus),
+        floats(p_dv_bonus),
+        floats(p_dr),
+        floats(p_dv),
+    )
     one = splat(ONE)
-    for head in range(first * T * H, last * T * H):
-        o, c = head * K, head % H * K
-        s = head // (T * H) * H * K + c
-        scale = splat(_inverse_norm(k, k_k, o, c, K))
-        dot = splat(ZERO)
-        for i in range(0, K, LANES):
-            kk = mul(mul(load(k, o + i), load(k_k, c + i)), scale)
-            dkk = sub(mul(load(db, o + i), sigmoid(load(rate, o + i))), load(da, o + i))
-            dot = fma(dkk, kk, dot)
-        slope = splat(total(dot))
-        for i in range(0, K, LANES):
-            k_i, k_k_i, k_a_i = load(k, o + i), load(k_k, c + i), load(k_a, c + i)
-            alpha = sigmoid(load(rate, o + i))
-            kk = mul(mul(k_i, k_k_i), scale)
-            dkk = sub(mul(load(db, o + i), alpha), load(da, o + i))
-            dx = mul(scale, sub(dkk, mul(kk, slope)))
-            dkey_i = add(load(dkey, o + i), load(dkey_bonus, o + i))
-            slow = sub(alpha, one)
-            store(dk, o + i, fma(dkey_i, fma(slow, k_a_i, one), mul(dx, k_k_i)))
-            _accumulate(dk_k, s + i, mul(dx, k_i))
-            _accumulate(dk_a, s + i, mul(mul(dkey_i, k_i), slow))
-            dalpha = fma(load(db, o + i), kk, mul(mul(dkey_i, k_i), k_a_i))
-            store(drate, o + i, mul(dalpha, mul(alpha, sub(one, alpha))))
-            gate = sigmoid(load(decay, o + i))
-            slope_w = mul(mul(splat(SCALE), gate), sub(one, gate))
-            store(ddecay, o + i, mul(load(dw, o + i), slope_w))
+    for t in range(T):
+        for h in range(first, last):
+            o, c = ((row * T + t) * H + h) * K, h * K
+            s = row * H * K + c
+            scale = splat(_inverse_norm(k, k_k, o, c, K))
+            dot = splat(ZERO)
+            for i in range(0, K, LANES):
+                kk = mul(mul(load(k, o + i), load(k_k, c + i)), scale)
+                dkk = sub(mul(load(db, o + i), sigmoid(load(rate, o + i))), load(da, o + i))
+                dot = fma(dkk, kk, dot)
+            slope = splat(total(dot))
+            for i in range(0, K, LANES):
+                k_i, k_k_i, k_a_i = load(k, o + i), load(k_k, c + i), load(k_a, c + i)
+                alpha = sigmoid(load(rate, o + i))
+                kk = mul(mul(k_i, k_k_i), scale)
+                dkk = sub(mul(load(db, o + i), alpha), load(da, o + i))
+                dx = mul(scale, sub(dkk, mul(kk, slope)))
+                dkey_i = add(load(dkey, o + i), load(dkey_bonus, o + i))
+                slow = sub(alpha, one)
+                store(dk, o + i, fma(dkey_i, fma(slow, k_a_i, one), mul(dx, k_k_i)))
+                _accumulate(dk_k, s + i, mul(dx, k_i))
+                _accumulate(dk_a, s + i, mul(mul(dkey_i, k_i), slow))
+                dalpha = fma(load(db, o + i), kk, mul(mul(dkey_i, k_i), k_a_i))
+                store(drate, o + i, mul(dalpha, mul(alpha, sub(one, alpha))))
+                gate = sigmoid(load(decay, o + i))
+                slope_w = mul(mul(splat(SCALE), gate), sub(one, gate))
+                store(ddecay, o + i, mul(load(dw, o + i), slope_w))
+                _accumulate(dr, o + i, load(dr_bonus, o + i))
+                _accumulate(dv, o + i, load(dv_bonus, o + i))
+
+
+@compiled
+def _group(T, H, K):
+    """Return over how many heads of a row to go at a time, so that all they touch stays cached."""
+    return max(1, min(H, CACHED // (T * K)))
+
+
+@compiled
+def _address(scratch, index, row, T, H, K):
+    """Return where an array `[B, T, H, K]` would begin whose row `row` is scratch `index`."""
+    place = index * (T * H * K + SPACING) - row * (T * H * K)
+    return np.int64(scratch.ctypes.data) + 4 * place
+
+
+@compiled
+def _forward(
+    first, last, T, H, K, eps,
+    p_r, p_decay, p_k, p_v, p_rate, p_gate, p_k_k, p_k_a, p_r_k, p_weight, p_bias,
+    p_state, p_reset, p_y, p_u, p_stored, p_final, p_out,
+):  # fmt: skip
+    """Run all three passes over the chains `[first, last)`, a few heads of a row at a time."""
+    scratch = np.empty(4 * (T * H * K + SPACING), np.float32)
+    chain, group = first, _group(T, H, K)
+    while chain < last:
+        row, h = chain // H, chain % H
+        end = min(h + group, H, h + last - chain)
+        w, key = (_address(scratch, 0, row, T, H, K), _address(scratch, 1, row, T, H, K))
+        a, b = (_address(scratch, 2, row, T, H, K), _address(scratch, 3, row, T, H, K))
+        _before(row, h, end, T, H, K, p_decay, p_k, p_rate, p_k_k, p_k_a, w, key, a, b)
+        chain += end - h
+        wkv7._forward(
+            chain - end + h, chain, H, T, K, K,
+            p_r, w, key, p_v, a, b, p_state, p_reset, p_y, p_u, p_stored, p_final,
+        )  # fmt: skip
+        _after(
+            row, h, end, T, H, K, eps,
+            p_y, p_r, key, p_v, p_gate, p_r_k, p_weight, p_bias, p_out,
+        )  # fmt: skip
+
+
+@compiled
+def _backward(
+    first, last, T, H, K, eps,
+    p_dout, p_dfinal,
+    p_r, p_decay, p_k, p_v, p_rate, p_gate, p_k_k, p_k_a, p_r_k, p_weight, p_bias,
+    p_reset, p_u, p_y, p_stored,
+    p_dr, p_ddecay, p_dk, p_dv, p_drate, p_dgate, p_dstate,
+    p_dr_k, p_dweight, p_dbias, p_dk_k, p_dk_a,
+):  # fmt: skip
+    """Run the passes backwards over the chains `[first, last)`; the first is run again before."""
+    scratch = np.empty(12 * (T * H * K + SPACING), np.float32)
+    chain, group = first, _group(T, H, K)
+    while chain < last:
+        row, h = chain // H, chain % H
+        end = min(h + group, H, h + last - chain)
+        w, key = (_address(scratch, 0, row, T, H, K), _address(scratch, 1, row, T, H, K))
+        a, b = (_address(scratch, 2, row, T, H, K), _address(scratch, 3, row, T, H, K))
+        dw, dkey = (_address(scratch, 4, row, T, H, K), _address(scratch, 5, row, T, H, K))
+        da, db = (_address(scratch, 6, row, T, H, K), _address(scratch, 7, row, T, H, K))
+        dy = _address(scratch, 8, row, T, H, K)
+        dr_bonus = _address(scratch, 9, row, T, H, K)
+        dkey_bonus = _address(scratch, 10, row, T, H, K)
+        dv_bonus = _address(scratch, 11, row, T, H, K)
+        _before(row, h, end, T, H, K, p_decay, p_k, p_rate, p_k_k, p_k_a, w, key, a, b)
+        _after_backward(
+            row, h, end, T, H, K, eps,
+            p_dout, p_y, p_r, key, p_v, p_gate, p_r_k, p_weight, p_bias,
+            dy, dr_bonus, dkey_bonus, dv_bonus, p_dgate, p_dr_k, p_dweight, p_dbias,
+        )  # fmt: skip
+        chain += end - h
+        wkv7._backward(
+            chain - end + h, chain, H, T, K, K,
+            dy, p_dfinal, p_r, w, key, p_v, a, b, p_reset, p_u, p_stored,
+            p_dr, dw, dkey, p_dv, da, db, p_dstate,
+        )  # fmt: skip
+        _before_backward(
+            row, h, end, T, H, K,
+            dw, dkey, dkey_bonus, da, db, dr_bonus, dv_bonus,
+            p_decay, p_k, p_rate, p_k_k, p_k_a,
+            p_ddecay, p_dk, p_drate, p_dr, p_dv, p_dk_k, p_dk_a,
+        )  # fmt: skip
 
 
 def forward(
@@ -230,54 +337,29 @@ def forward(
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:  # fmt: skip
     """Return the output, the final state and what `backward` needs; all contiguous."""
     (B, T), (H, K) = reset.shape, r_k.shape
-    w, key, a, b, u, y, out = r.new_empty(7, *r.shape).unbind(0)
+    u, y, out = (torch.empty_like(r) for _ in range(3))
     stored, final = r.new_empty(B, -(-T // wkv7.CHUNK), H, K, K), torch.empty_like(state)
-    tensors: tuple[Tensor, ...] = (decay, k, rate, k_k, k_a, w, key, a, b)
-    run(_before, B, 12 * r.numel(), T, H, K, *tensors)
-    tensors = (r, w, key, v, a, b, state, reset, y, u, stored, final)
-    run(wkv7._forward, B * H, 5 * r.numel() * K, H, T, K, K, *tensors)
-    tensors = (y, r, key, v, gate, r_k, weight, bias, out)
-    run(_after, B, 6 * r.numel(), T, H, K, np.float32(eps), *tensors)
-    kept = (
-        r, decay, k, v, rate, gate, k_k, k_a, r_k, weight, bias, reset,
-        w, key, a, b, u, y, stored,
-    )  # fmt: skip
-    return out, final, kept
+    given = (r, decay, k, v, rate, gate, k_k, k_a, r_k, weight, bias)
+    tensors = (*given, state, reset, y, u, stored, final, out)
+    work = 5 * r.numel() * K + 18 * r.numel()
+    run(_forward, B * H, work, T, H, K, np.float32(eps), *tensors)
+    return out, final, (*given, reset, u, y, stored)
 
 
 def backward(
     dout: Tensor, dfinal: Tensor, eps: float, kept: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
     """Return the gradients of what `forward` takes, in its order, but eps and reset."""
-    (
-        r, decay, k, v, rate, gate, k_k, k_a, r_k, weight, bias, reset,
-        w, key, a, b, u, y, stored,
-    ) = kept  # fmt: skip
+    r, r_k, reset = kept[0], kept[8], kept[11]
     dout, dfinal = dout.contiguous(), dfinal.contiguous()
     (B, T), (H, K) = reset.shape, r_k.shape
-    (
-        dy, dr, dr_bonus, dkey, dkey_bonus, dv, dv_bonus, dgate, dw, da, db, ddecay, dk, drate,
-    ) = r.new_empty(14, *r.shape).unbind(0)  # fmt: skip
+    inputs = tuple(torch.empty_like(r) for _ in range(6))
     sums, dstate = r.new_zeros(5, B, H * K), torch.empty_like(dfinal)
-    dr_k, dweight, dbias, dk_k, dk_a = sums.unbind(0)
-    tensors: tuple[Tensor, ...] = (
-        dout, y, r, key, v, gate, r_k, weight, bias,
-        dy, dr_bonus, dkey_bonus, dv_bonus, dgate, dr_k, dweight, dbias,
-    )  # fmt: skip
-    run(_after_backward, B, 20 * r.numel(), T, H, K, np.float32(eps), *tensors)
-    tensors = (
-        dy, dfinal, r, w, key, v, a, b, reset, u, stored, dr, dw, dkey, dv, da, db, dstate,
-    )  # fmt: skip
-    run(wkv7._backward, B * H, 13 * r.numel() * K, H, T, K, K, *tensors)
-    tensors = (
-        dw, dkey, dkey_bonus, da, db, decay, k, rate, k_k, k_a, ddecay, dk, drate, dk_k, dk_a,
-    )  # fmt: skip
-    run(_before_backward, B, 25 * r.numel(), T, H, K, *tensors)
+    tensors = (dout, dfinal, *kept, *inputs, dstate, *sums.unbind(0))
+    work = 13 * r.numel() * K + 57 * r.numel()
+    run(_backward, B * H, work, T, H, K, np.float32(eps), *tensors)
     dr_k, dweight, dbias, dk_k, dk_a = sums.sum(1).unbind(0)
-    return (
-        dr.add_(dr_bonus), ddecay, dk, dv.add_(dv_bonus), drate, dgate,
-        dk_k, dk_a, dr_k.view(H, K), dweight, dbias, dstate,
-    )  # fmt: skip
+    return *inputs, dk_k, dk_a, dr_k.view(H, K), dweight, dbias, dstate
 
 
 class FusedTimeMix(torch.autograd.Function):
