@@ -87,6 +87,10 @@ class Agent:
         Returns:
             actions: Array `[B, *action shape]`, or `[*action shape]` for one environment.
             state: One array `[B, S]` in a tuple; `B` is 1 for one environment.
+
+        Raises:
+            ValueError: If the observation is none of the space's, by its keys, its shape, a symbol
+                or a number that is not finite, or the state or `episode_start` has another shape.
         """
         inputs, is_single = self._inputs(observation, state, episode_start)
         action, _, _, next_state = self.policy.act(
@@ -108,7 +112,7 @@ class Agent:
 
         Raises:
             TypeError: If the memory has no explicit belief.
-            ValueError: If it has one but its readout is `none`.
+            ValueError: If it has one but its readout is `none`; and as `predict` does.
         """
         memory: Any = self.policy.memory
         if not hasattr(memory, "belief"):
@@ -128,6 +132,7 @@ class Agent:
         """Return observation, state and reset as the policy takes them; was it one row?"""
         is_single, size = _batch_size(observation, self.observation_space)
         tensors = to_tensors(observation, self.observation_space, self.device)
+        _check_values(tensors, self.observation_space)
         if is_single:
             tensors = _add_row(tensors)
         if self.normalizer is not None:
@@ -159,18 +164,19 @@ class Agent:
         return reset
 
 
-def _batch_size(observation: Any, space: gym.Space[Any]) -> tuple[bool, int]:
+def _batch_size(
+    observation: Any, space: gym.Space[Any], name: str = "observation"
+) -> tuple[bool, int]:
     """Return whether this is the observation of one environment, and the number of rows."""
     if isinstance(space, spaces.Dict):
-        if not isinstance(observation, dict):
-            raise ValueError(
-                f"observation is {type(observation).__name__}; expected a dict with the keys "
-                f"{', '.join(space.spaces)}. From Gymnasium's reset and step take the first item."
-            )
-        sizes = {_batch_size(observation[key], part) for key, part in space.spaces.items()}
+        _check_keys(observation, space, name)
+        sizes = {
+            _batch_size(observation[key], part, f"{name}[{key!r}]")
+            for key, part in space.spaces.items()
+        }
         if len(sizes) > 1:
             raise ValueError(
-                f"the entries of observation have {sorted(size for _, size in sizes)} rows; "
+                f"the entries of {name} have {sorted(size for _, size in sizes)} rows; "
                 "expected the same number in each."
             )
         return sizes.pop()
@@ -180,9 +186,53 @@ def _batch_size(observation: Any, space: gym.Space[Any]) -> tuple[bool, int]:
     if shape[1:] == expected and len(shape) == len(expected) + 1:
         return False, shape[0]
     raise ValueError(
-        f"observation has shape {list(shape)}; expected {list(expected)} for one environment or "
+        f"{name} has shape {list(shape)}; expected {list(expected)} for one environment or "
         f"[B, *{list(expected)}] for several."
     )
+
+
+def _check_keys(observation: Any, space: spaces.Dict, name: str) -> None:
+    expected = f"expected a dict with the keys {', '.join(space.spaces)}"
+    if not isinstance(observation, dict):
+        raise ValueError(
+            f"{name} is {type(observation).__name__}; {expected}. From Gymnasium's reset and step "
+            "take the first item."
+        )
+    missing = [key for key in space.spaces if key not in observation]
+    if missing:
+        raise ValueError(
+            f"{name} has no {', '.join(map(repr, missing))}; {expected}. It has "
+            f"{', '.join(map(str, observation)) or 'none'}. Pass all that the environment returns."
+        )
+
+
+def _check_values(observation: Any, space: gym.Space[Any], name: str = "observation") -> None:
+    """Raise `ValueError` for a number that is not finite, or a symbol that the space lacks.
+
+    The one would stay in the memory's state for good, the other read what was learned of another.
+    """
+    if isinstance(space, spaces.Dict):
+        for key, part in space.spaces.items():
+            _check_values(observation[key], part, f"{name}[{key!r}]")
+        return
+    array = observation.cpu().numpy()
+    good = _readable(array, space)
+    if good.all():
+        return
+    index = tuple(np.argwhere(~good)[0].tolist())
+    expected = "a finite number" if array.dtype.kind == "f" else f"a symbol of {space}"
+    raise ValueError(
+        f"{name}{list(index) or ''} is {array[index]}; expected {expected}. Correct the "
+        "environment or what changes its observations."
+    )
+
+
+def _readable(array: np.ndarray[Any, Any], space: gym.Space[Any]) -> np.ndarray[Any, Any]:
+    """Return where the encoder can make sense of an observation."""
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        count = space.n if isinstance(space, spaces.Discrete) else space.nvec
+        return np.asarray((array >= space.start) & (array < space.start + count))
+    return np.isfinite(array)
 
 
 def _add_row(observation: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -288,7 +288,10 @@ class Collector:
         return int(np.random.SeedSequence([self._seed, self.steps]).generate_state(1)[0])
 
     def _start(self, seed: int) -> None:
-        self._observation, info = self.env.reset(seed=seed)
+        try:
+            self._observation, info = self.env.reset(seed=_reset_seed(self.env, seed))
+        except Exception as error:
+            raise raised(self.name, error, self._moment(-1)) from error
         self._check("an observation", self._observation, -1)
         self._reset = np.ones(self.env.num_envs, bool)
         self._state = self.policy.memory.initial_state(self.env.num_envs, self.device)
@@ -360,6 +363,18 @@ def environment_name(env: VectorEnv) -> str:
     if spec is None and getattr(inner, "envs", None):
         spec = inner.envs[0].spec
     return type(getattr(inner, "pomdp", inner)).__name__ if spec is None else str(spec.id)
+
+
+def _reset_seed(env: VectorEnv, seed: int) -> Any:
+    """Return what to reset the environments with, so that no two seeds share an episode.
+
+    Gymnasium's SyncVectorEnv and AsyncVectorEnv seed environment `i` with `seed + i`: consecutive
+    seeds would share the random streams of all environments but one. They get a list of
+    independent seeds instead; other vector environments draw all their streams from `seed`.
+    """
+    if not isinstance(env.unwrapped, SyncVectorEnv | AsyncVectorEnv):
+        return seed
+    return np.random.SeedSequence(seed).generate_state(env.num_envs).tolist()
 
 
 def _sequences(buffer: Tensor) -> Tensor:

@@ -198,7 +198,9 @@ def run_episodes(
 
     Only first episodes count: the later ones of an environment that ends early would favour
     short episodes. The environments are reset with `seed`, `seed + N`, ... until there are
-    enough, so the episodes depend on the number of environments `N`.
+    enough, so the episodes depend on the number of environments `N`. Gymnasium's SyncVectorEnv
+    seeds environment `i` with `seed + i`: of other environments than the tasks of doxastic,
+    evaluations whose seeds are less than `episodes` apart share episodes.
 
     Raises:
         EnvironmentFailure: The environment raised, gave a NaN or an infinity, or does not end an

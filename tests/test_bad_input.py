@@ -52,6 +52,8 @@ class _Fragile(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
+        if self._fault == "reset":
+            raise ZeroDivisionError("the wheel never was on")
         return np.zeros(2, np.float32), {}
 
     def step(self, action):
@@ -355,3 +357,9 @@ def test_a_failure_in_the_first_update_still_leaves_a_loadable_run(refused, tmp_
     folder = tmp_path / "run"
     refused(*_train(folder, *words, "--env.kwargs", "fault=raise", "after=3"))
     assert doxastic.load(folder)
+
+
+def test_an_environment_that_fails_in_its_first_reset_is_named(refused, tmp_path):
+    words = ["--env.id", "test/Fragile-v0", "--env.noise", "None", "--env.kwargs", "fault=reset"]
+    message = refused(*_train(tmp_path / "run", *words))
+    assert "test/Fragile-v0 raised ZeroDivisionError at reset: the wheel never was on" in message

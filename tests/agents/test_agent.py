@@ -188,3 +188,44 @@ def test_wrong_shapes_are_named():
         agent.predict(batch, episode_start=[True, False])
     with pytest.raises(ValueError, match="observation is ndarray; expected a dict with the keys"):
         make_agent(DICT).predict(np.zeros(3))
+
+
+def test_a_missing_entry_is_named():
+    agent = make_agent(spaces.Dict({"inner": DICT, "bits": spaces.MultiBinary(2)}))
+    place = np.zeros(2, "f4")
+    with pytest.raises(ValueError, match=r"observation has no 'bits'; .* keys bits, inner\. It"):
+        agent.predict({"inner": {"place": place, "room": 0}})
+    with pytest.raises(ValueError, match=r"observation\['inner'\] has no 'room'; .* has place\."):
+        agent.predict({"inner": {"place": place}, "bits": np.zeros(2, "i1")})
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e300])
+def test_numbers_that_are_not_finite_are_named(wrong):
+    agent, batch = make_agent(), np.zeros((3, 4))
+    batch[2, 1] = wrong
+    with pytest.raises(ValueError, match=r"observation\[2, 1\] is (nan|inf); expected a finite"):
+        agent.predict(batch)
+    with pytest.raises(ValueError, match=r"observation\[1\] is (nan|inf); expected a finite numb"):
+        agent.predict(batch[2])
+    with pytest.raises(ValueError, match=r"observation\['place'\]\[0\] is (nan|inf); expected"):
+        make_agent(DICT).predict({"place": [wrong, 0.0], "room": 2})
+
+
+@pytest.mark.parametrize(
+    ("space", "first", "last", "wrong", "message"),
+    [
+        (spaces.MultiDiscrete([2, 4]), [0, 0], [1, 3], [2, 0], r"observation\[0\] is 2; .*\[2 4\]"),
+        (spaces.MultiDiscrete([2, 4]), [0, 0], [1, 3], [0, -1], r"observation\[1\] is -1; "),
+        (spaces.Discrete(3, start=5), 5, 7, 8, r"observation is 8; .* Discrete\(3, start=5\)"),
+        (spaces.Discrete(3, start=5), 5, 7, 4, r"observation is 4; "),
+    ],
+)
+def test_symbols_outside_the_space_are_named(space, first, last, wrong, message):
+    agent = make_agent(space)
+    agent.predict(np.array([first, last]))
+    with pytest.raises(ValueError, match=message):
+        agent.predict(wrong)
+    with pytest.raises(ValueError, match=r"observation\[1(, [01])?\] is "):
+        agent.predict(np.array([first, wrong, last]))
+    with pytest.raises(ValueError, match=r"observation\['inner'\](\[[01]\])? is "):
+        make_agent(spaces.Dict({"inner": space})).predict({"inner": wrong})

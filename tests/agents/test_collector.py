@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from doxastic.agents.normalization import ObservationNormalizer
 from doxastic.agents.policy import ActorCritic, PolicyConfig
 from doxastic.envs.gymnasium import POMDPVectorEnv
 from doxastic.envs.tasks.cartpole import CartPole
+from doxastic.envs.wrappers import VectorObservationNoise
 from doxastic.memory.baselines import GRUMemory
 from doxastic.memory.build import MemoryConfig, build_memory
 
@@ -63,6 +65,29 @@ class CountingDict(Counting):
 
     def observe(self, value: float = 1.0) -> Any:
         return {"count": super().observe(value), "parity": np.int64(int(value) % 2)}
+
+
+class Both(Counting):
+    """Terminates in the step of its time limit."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        observation, reward, terminated, _, info = super().step(action)
+        return observation, reward, terminated, terminated, info
+
+
+class Seeded(Counting):
+    """Shows what its own generator draws, and keeps the seeds of its resets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seeds: list[int] = []
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        self.seeds += [] if seed is None else [seed]
+        return super().reset(seed=seed, options=options)
+
+    def observe(self, value: float = 1.0) -> Any:
+        return self.np_random.uniform(-1, 1, 1).astype(np.float32)
 
 
 class SumMemory:
@@ -140,10 +165,12 @@ def test_truncation_at_the_last_step_is_valued_by_its_final_observation() -> Non
     assert rollout["next_value"][:, -1].tolist() == [50_006, 4006]
 
 
-def test_nothing_follows_termination() -> None:
-    rollout = Collector(SumPolicy(), vector(lambda: Counting(3, terminates=True)), 5).collect()
+@pytest.mark.parametrize("kind", [Counting, Both])
+def test_nothing_follows_termination(kind: type[Counting]) -> None:
+    rollout = Collector(SumPolicy(), vector(lambda: kind(3, terminates=True)), 5).collect()
     assert rollout["next_value"][0].tolist() == [2001, 3003, 0, 2001, 3003]
     assert rollout["terminated"][0].int().tolist() == [0, 0, 1, 0, 0]
+    assert not rollout["truncated"].any()
     assert torch.equal(rollout["done"], rollout["terminated"])
 
 
@@ -194,6 +221,32 @@ def test_the_same_seed_gives_the_same_rollout() -> None:
     assert not torch.equal(rollouts[0]["observation"], rollouts[2]["observation"])
 
 
+@pytest.mark.parametrize("noise", [None, 0.1])
+def test_environments_of_consecutive_seeds_share_no_random_stream(noise: float | None) -> None:
+    def start(seed: int) -> set[float]:
+        env = vector(*[Seeded] * 8)
+        wrapped = env if noise is None else VectorObservationNoise(env, noise)
+        rollout = Collector(SumPolicy(), wrapped, 2, seed=seed).collect()
+        seeds = [one.seeds[0] for one in env.envs]
+        return set(seeds) | set(rollout["observation"].flatten().tolist())
+
+    first, second, again = (start(seed) for seed in (0, 1, 0))
+    # A seed and two observations of each of the eight.
+    assert len(first) == len(second) == 24
+    assert not first & second
+    assert first == again
+
+
+@pytest.mark.parametrize("make", [cartpole, CartPoleVectorEnv])
+def test_environments_stepped_at_once_get_the_seed_itself(make: Callable[..., Any]) -> None:
+    env, other = make(num_envs=4), make(num_envs=4)
+    # Gymnasium's batched cart-pole resets itself a step later; no episode ends here.
+    env.metadata = {**env.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
+    rollout = Collector(gru_policy(env), env, 2, seed=3).collect()
+    expected, _ = other.reset(seed=3)
+    assert np.array_equal(rollout["observation"][:, 0], expected)
+
+
 def test_finished_episodes_are_logged_with_their_own_noise_level() -> None:
     env = vector(lambda: Counting(2, noise=0.1), lambda: Counting(3, noise=0.2), lambda: Counting())
     collector = Collector(SumPolicy(), env, 4)
@@ -212,6 +265,9 @@ def test_the_normalizer_scales_a_segment_by_what_came_before_it() -> None:
     assert normalizer.statistics is not None and normalizer.statistics.mean == 2
     expected = torch.tensor([-1.0, 0.0, 1.0]) / (2 / 3) ** 0.5
     torch.testing.assert_close(collector.collect()["observation"].flatten(), expected)
+    # The second segment is merged as it was, not as it was scaled.
+    assert normalizer.statistics.mean == 2 and normalizer.statistics.count == 6
+    torch.testing.assert_close(normalizer.statistics.variance.item(), 2 / 3)
 
 
 class Faulty(Counting):
@@ -287,6 +343,21 @@ def test_an_environment_without_a_state_starts_anew_and_says_so(
     rollout = collector.collect()
     assert rollout["reset"][:, 0].all() and rollout["state"].abs().sum() == 0
     assert collector.steps == 80
+
+
+def test_an_environment_without_a_state_never_sees_its_first_episodes_again() -> None:
+    env = vector(Seeded, Seeded)
+    checkpoints = []
+    collector = Collector(SumPolicy(), env, 5, seed=1)
+    for _ in range(2):
+        collector.collect()
+        checkpoints.append(collector.checkpoint())
+    for checkpoint in (*checkpoints, checkpoints[0]):
+        collector.restore(*checkpoint)
+    start, early, late, again = zip(*(one.seeds for one in env.envs), strict=True)
+    # Other seeds after other numbers of steps, the same after the same.
+    assert len({*start, *early, *late}) == 6
+    assert early == again
 
 
 def test_a_checkpoint_of_another_kind_of_device_draws_actions_anew_and_says_so(
