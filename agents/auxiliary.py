@@ -67,7 +67,7 @@ class Auxiliary(nn.Module, ABC):
 def build_auxiliary(
     config: AuxiliaryConfig, policy: ActorCritic, env: VectorEnv, seed: int
 ) -> Auxiliary | None:
-    """Return the auxiliary likelihood beside the policy, or None for kind `none`.
+    """Return the auxiliary likelihood beside the policy, or None for none.
 
     The global generator is left alone: without one, and with one, the weights of the policy and
     all that is drawn stay what they are.
@@ -75,12 +75,15 @@ def build_auxiliary(
     Raises:
         ValueError: If the environment does not tell what is to be predicted.
     """
-    if config.kind == "none":
+    kind = config.kind
+    if kind == "auto":
+        kind = "privileged" if isinstance(env.unwrapped, POMDPVectorEnv) else "none"
+    if kind == "none":
         return None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         auxiliary: Auxiliary
-        if config.kind == "privileged":
+        if kind == "privileged":
             names = own_task(env).pomdp.hidden_names
             auxiliary = PrivilegedLikelihood(policy.memory, names, config.coefficient)
         else:

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-AuxiliaryKind = Literal["none", "privileged", "next_observation"]
+AuxiliaryKind = Literal["none", "privileged", "next_observation", "auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +139,9 @@ class AuxiliaryConfig:
 
     kind: AuxiliaryKind = "none"
     """Of what: privileged is the task's hidden state, which only the tasks of doxastic tell;
-    next_observation is the observation that follows the action. A memory without a belief is read
-    by a linear mean and log-variance."""
+    next_observation is the observation that follows the action; auto is privileged where the task
+    tells its hidden state, else none. A memory without a belief is read by a linear mean and
+    log-variance."""
 
     coefficient: float = 0.1
     """Weight of the mean negative log-likelihood."""

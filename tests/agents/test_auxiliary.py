@@ -202,6 +202,17 @@ def test_nothing_within_an_episode_weighs_nothing() -> None:
     assert not likelihood.targets(rollout)["auxiliary_weight"].any()
 
 
+def test_auto_is_privileged_where_the_hidden_state_is_told() -> None:
+    env = short_test()
+    policy = make_policy(env)
+    chosen, named = (
+        build_auxiliary(AuxiliaryConfig(kind=kind, coefficient=0.7), policy, env, 3)
+        for kind in ("auto", "privileged")
+    )
+    assert type(chosen) is type(named) and chosen.coefficient == named.coefficient
+    torch.testing.assert_close(chosen.state_dict(), named.state_dict())
+
+
 def test_the_next_observation_depends_on_the_action() -> None:
     likelihood, minibatch, features = next_case(torch.ones(2, 3, dtype=torch.bool))
     other = minibatch.clone()
@@ -316,8 +327,10 @@ def test_a_likelihood_that_is_not_finite_is_named(auxiliary: AuxiliaryConfig) ->
 
 
 def test_an_environment_that_hides_its_state_is_refused() -> None:
+    env = counting(False)
+    assert build_auxiliary(AuxiliaryConfig(kind="auto"), make_policy(env), env, 0) is None
     with pytest.raises(ValueError, match="does not tell its hidden state; expected a task of dox"):
-        make_ppo(PRIVILEGED, counting(False))
+        make_ppo(PRIVILEGED, env)
 
 
 def test_observations_that_cannot_be_predicted_are_refused() -> None:
