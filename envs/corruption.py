@@ -56,7 +56,7 @@ class Corruption(ABC):
 
 
 class _Additive(Corruption):
-    """Noise that is added to Box leaves; the sum is rounded for integers and clipped to the Box."""
+    """Noise that is added to Box leaves; the sum is rounded for integers and bits, and clipped."""
 
     def __init__(self, leaves: tuple[gymnasium.Space[Any], ...], levels: tuple[float, ...]) -> None:
         super().__init__(leaves, levels)
@@ -83,7 +83,8 @@ class _Additive(Corruption):
 
     def _within(self, i: int, noisy: Array) -> Array:
         xp = namespace(noisy)
-        if np.issubdtype(self.leaves[i].dtype, np.integer):
+        # The nearest integer, or truth value.
+        if np.dtype(self.leaves[i].dtype).kind in "iub":
             noisy = xp.round(noisy)
         bounds = self._bounds[i]
         if bounds is None:

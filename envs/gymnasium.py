@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from doxastic.envs.batched import BatchedPOMDP, NumpyRandom, State
+from doxastic.envs.noisy_task import NoisyTask
 from doxastic.envs.observations import ObservationLayout
 from doxastic.envs.rendering import Frame, check_render_mode, frame, metadata
 
@@ -48,6 +49,7 @@ class POMDPEnv(gymnasium.Env[Observation, Any]):
         self.metadata = metadata(pomdp)
         self.render_mode = check_render_mode(render_mode)
         self.pomdp = pomdp
+        self.previous_action = previous_action
         self._layout = ObservationLayout(pomdp, previous_action)
         self.observation_space = self._layout.space
         self.action_space = pomdp.action_space
@@ -78,9 +80,7 @@ class POMDPEnv(gymnasium.Env[Observation, Any]):
         if self._state is None or self._step_random is None or self._ended:
             what = "has ended" if self._ended else "has not started"
             raise ResetNeeded(f"step was called on an episode that {what}; call reset() first.")
-        if not self._layout.is_action(action):
-            raise ValueError(f"action is {action!r}; expected an element of {self.action_space}.")
-        actions = np.asarray(action)[None]
+        actions = self._layout.checked_action(action)
         self._state, reward, terminated = self.pomdp.step(self._state, actions, self._step_random)
         o = self.pomdp.observe(self._state, self._step_random)
         self._elapsed += 1
@@ -229,6 +229,7 @@ class POMDPVectorEnv(VectorEnv[Observation, npt.NDArray[Any], npt.NDArray[Any]])
         arrays = {f"state/{name}": array.copy() for name, array in self._state.items()}
         arrays["elapsed"] = self._elapsed.copy()
         data = {
+            "task": _name(self.pomdp),
             "reset_random": copy.deepcopy(self.np_random.bit_generator.state),
             "step_random": copy.deepcopy(self._step_random.generator.bit_generator.state),
         }
@@ -238,8 +239,16 @@ class POMDPVectorEnv(VectorEnv[Observation, npt.NDArray[Any], npt.NDArray[Any]])
         """Continue from what `get_state` returned, of an environment made the same way.
 
         Raises:
-            ValueError: If the arrays are those of another task or number of environments.
+            ValueError: If the state is that of another task or number of environments.
         """
+        # States that were saved before they named their task are known by their shapes alone.
+        own = _name(self.pomdp)
+        saved = data.get("task", own)
+        if saved != own:
+            raise ValueError(
+                f"The saved state is of the task {saved}; this environment has {own}. "
+                "Restore into the same task with the same number of environments."
+            )
         expected = self.pomdp.reset(self.num_envs, NumpyRandom(np.random.default_rng(0)))
         shapes = {f"state/{name}": array.shape for name, array in expected.items()}
         shapes["elapsed"] = (self.num_envs,)
@@ -280,3 +289,10 @@ class POMDPVectorEnv(VectorEnv[Observation, npt.NDArray[Any], npt.NDArray[Any]])
         self._elapsed[rows] = 0
         observation[rows] = self._layout.first(self.pomdp.observe(fresh, random))
         return {**self._info(), **ended}
+
+
+def _name(pomdp: BatchedPOMDP) -> str:
+    """Return what a saved state calls a task: its class, and the noise it is seen through."""
+    if isinstance(pomdp, NoisyTask):
+        return f"{_name(pomdp.task)} with {pomdp.kind} noise"
+    return type(pomdp).__name__

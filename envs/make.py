@@ -14,7 +14,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import FlattenObservation
 
-from doxastic.envs.gymnasium import POMDPVectorEnv
+from doxastic.envs.gymnasium import POMDPEnv, POMDPVectorEnv
 from doxastic.envs.noise import NoiseKind, noise_levels
 from doxastic.envs.posterior import VectorPosterior
 from doxastic.envs.registration import TASKS, make_task, make_vector
@@ -61,7 +61,11 @@ class EnvConfig:
     """Further arguments of the environment."""
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` on a value outside its range."""
+        """Take the module off an id of ours; raise `ValueError` on a value outside its range."""
+        # No module has to be imported for our own tasks, and all know them by their bare ids.
+        name = self.id.rpartition(":")[2]
+        if name in TASKS:
+            object.__setattr__(self, "id", name)
         if self.num_envs < 1:
             raise ValueError(f"num_envs is {self.num_envs}; expected at least 1 environment.")
         noise_levels(0.0 if self.noise is None else self.noise, self.noise_kind)
@@ -93,8 +97,9 @@ def make_vector_env(
 
     Raises:
         ValueError: If the id is unknown, a package it needs is not installed, the environment
-            rejects the arguments, its observations cannot have the noise that is asked for, or it
-            has no exact posterior to be replaced by.
+            rejects the arguments, its observations cannot have the noise that is asked for, it has
+            no exact posterior to be replaced by, or it is a `POMDPEnv` under an id of a user's own
+            that has by itself what is to be added.
     """
     prior = config
     if num_envs is not None:
@@ -154,6 +159,7 @@ def _make_outside(config: EnvConfig) -> VectorEnv[Any, Any, Any]:
         [lambda: _make_single(config)] * config.num_envs, autoreset_mode=AutoresetMode.SAME_STEP
     )
     first = inner.envs[0]
+    _check_not_doubled(config, first.unwrapped)
     if isinstance(first, NumericEntries) and first.dropped:
         dropped = ", ".join(first.dropped)
         _logger.info("Observations of %s that are no numbers are left out: %s.", config.id, dropped)
@@ -177,6 +183,22 @@ def _make_single(config: EnvConfig) -> gymnasium.Env[Any, Any]:
     if isinstance(env.observation_space, spaces.Dict | spaces.Tuple):
         return NumericEntries(env)
     return env
+
+
+def _check_not_doubled(config: EnvConfig, env: gymnasium.Env[Any, Any]) -> None:
+    """Raise `ValueError` if a task under a user's own id has what wrappers are to add to it."""
+    if not isinstance(env, POMDPEnv):
+        return
+    if config.previous_action and env.previous_action:
+        raise ValueError(
+            f"The observations of {config.id} carry the previous action already; set "
+            "previous_action to false."
+        )
+    if config.noise is not None and env.pomdp.noise != (0.0,):
+        raise ValueError(
+            f"{config.id} has noise of its own, of the levels {env.pomdp.noise}; leave noise out, "
+            "or register the task with noise=0."
+        )
 
 
 def _is_flat(space: gymnasium.Space[Any]) -> bool:

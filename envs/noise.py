@@ -21,13 +21,16 @@ def noise_levels(noise: float | Sequence[float], kind: str = "gaussian") -> tupl
             probability for "flicker", a number of steps for "delay".
 
     Raises:
-        ValueError: If the kind is unknown, there is no level, or one is outside its range.
+        ValueError: If the kind is unknown, there is no level, or one is no number or outside its
+            range.
     """
     if kind not in NOISE_KINDS:
         raise ValueError(f"noise_kind is {kind!r}; expected one of {', '.join(NOISE_KINDS)}.")
-    levels = np.atleast_1d(np.asarray(noise, dtype=np.float64))
-    if levels.ndim != 1 or levels.size == 0:
+    given = np.atleast_1d(np.asarray(noise))
+    # Not what NumPy makes numbers of as well: truth values and words.
+    if given.ndim != 1 or given.size == 0 or given.dtype.kind not in "iuf":
         raise ValueError(f"noise is {noise!r}; expected a number or a non-empty list of numbers.")
+    levels = given.astype(np.float64)
     if not all(math.isfinite(level) and level >= 0 for level in levels):
         raise ValueError(
             f"noise is {noise!r}; every level is {_MEANING[kind]} and must be finite and >= 0."

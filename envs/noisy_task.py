@@ -57,7 +57,7 @@ class NoisyTask(BatchedPOMDP):
 
     def step(self, state: State, action: Array, random: Random) -> tuple[State, Array, Array]:
         """Return the task's next state, rewards and terminations."""
-        inner, reward, terminated = self.task.step(_inner(state), action, random)
+        inner, reward, terminated = self.task.step(task_state(state), action, random)
         memory = _memory(state)
         if self.kind == "delay":
             memory = self._corruption.advance(memory, (self.task.observe(inner, random),))
@@ -65,12 +65,12 @@ class NoisyTask(BatchedPOMDP):
 
     def observe(self, state: State, random: Random) -> Array:
         """Return the task's observation with this noise."""
-        observed = self.task.observe(_inner(state), random)
+        observed = self.task.observe(task_state(state), random)
         return self._corruption.apply((observed,), state["noise"], _memory(state), random)[0]
 
     def hidden(self, state: State) -> Array:
         """Return what is hidden in the task, with the level of this noise, and constant errors."""
-        hidden = self.task.hidden(_inner(state))
+        hidden = self.task.hidden(task_state(state))
         xp = namespace(hidden)
         names = self.task.hidden_names
         parts = [hidden]
@@ -82,8 +82,8 @@ class NoisyTask(BatchedPOMDP):
         return xp.concat(parts, axis=1)
 
 
-def _inner(state: State) -> State:
-    """Return the task's part of a state: no noise."""
+def task_state(state: State) -> State:
+    """Return the task's own part of the state of a `NoisyTask`: there the noise is 0."""
     own = {name: array for name, array in state.items() if not name.startswith(_PREFIX)}
     own["noise"] = namespace(state["noise"]).zeros_like(state["noise"])
     return own

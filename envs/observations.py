@@ -72,6 +72,7 @@ class ObservationLayout:
         self._previous_action = previous_action
         self._dtype = np.float32 if isinstance(observed, spaces.Box) else np.int64
         self._choices = _choices(self._action_space)
+        self._kinds = "iu" if self._choices.size else "iuf"
         self._fewest = int(self._choices.min(initial=np.iinfo(np.int64).max))
         self.space: gymnasium.Space[Any] = observed
         # Columns of the one-hot parts are 1 where a symbol's offset plus the symbol say so.
@@ -119,15 +120,24 @@ class ObservationLayout:
         else:
             out[:, : self._width] = o
 
-    def is_action(self, action: Any) -> bool:
-        """Return whether an action of one environment is an element of the action space."""
-        if isinstance(action, int | np.integer) and self._one_hot.size:
-            # Some microseconds quicker than `contains`.
-            return bool(0 <= action < self._one_hot.shape[0])
-        return self._action_space.contains(action)
+    def checked_action(self, action: Any) -> npt.NDArray[Any]:
+        """Return the action of one environment as an array of one action; see `checked_actions`.
+
+        Raises:
+            ValueError: If it is no element of the action space.
+        """
+        if isinstance(action, int | np.integer) and 0 <= action < self._one_hot.shape[0]:
+            # Some microseconds quicker than the general case.
+            return np.array([action], dtype=np.int64)
+        given: npt.NDArray[Any] = np.asarray(action)[None]
+        space = self._action_space
+        is_element = given.shape[1:] == space.shape and given.dtype.kind in self._kinds
+        if not is_element or not self._are_inside(given):
+            raise ValueError(f"action is {action!r}; expected an element of {space}.")
+        return self._widened(given)
 
     def checked_actions(self, actions: Any, n: int) -> npt.NDArray[Any]:
-        """Return `actions` as an array of `n` actions.
+        """Return `actions` as an array of `n` actions, in int64 if they are symbols.
 
         Raises:
             ValueError: If they are not `n` elements of the action space.
@@ -137,11 +147,17 @@ class ObservationLayout:
         shape = (n, *(space.shape or ()))
         if checked.shape != shape:
             raise ValueError(f"actions has shape {checked.shape}; expected {shape}, one per row.")
-        if self._choices.size and checked.dtype.kind not in "iu":
-            raise ValueError(f"actions has dtype {checked.dtype}; expected integers.")
+        if checked.dtype.kind not in self._kinds:
+            expected = "integers" if self._choices.size else "numbers"
+            raise ValueError(f"actions has dtype {checked.dtype}; expected {expected}.")
         if not self._are_inside(checked):
-            raise ValueError(f"actions contains {_outside(space, checked)}; expected {space}.")
-        return checked
+            row = next(i for i in range(n) if not self._are_inside(checked[i : i + 1]))
+            raise ValueError(f"actions contains {checked[row]} in row {row}; expected {space}.")
+        return self._widened(checked)
+
+    def _widened(self, actions: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return symbols in int64, in which the arithmetic of the tasks does not wrap."""
+        return actions.astype(np.int64, copy=False) if self._choices.size else actions
 
     def _are_inside(self, actions: npt.NDArray[Any]) -> bool:
         space = self._action_space
@@ -181,9 +197,3 @@ def _set_ones(out: FloatArray, columns: IntArray) -> None:
     rows, size = out.shape
     # One index into the flat array is three times as quick as a pair of indices.
     out.reshape(-1)[columns + np.arange(0, rows * size, size)[:, None]] = 1
-
-
-def _outside(space: gymnasium.Space[Any], actions: npt.NDArray[Any]) -> str:
-    """Return the first action that is outside the space, with its row."""
-    row = next(i for i, action in enumerate(actions) if not space.contains(action))
-    return f"{actions[row]} in row {row}"

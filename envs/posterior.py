@@ -47,10 +47,18 @@ class VectorPosterior(VectorEpisodeWrapper):
         """Continue from what `get_state` returned, of an environment made the same way.
 
         Raises:
-            ValueError: If the arrays are those of another task or number of environments.
+            ValueError: If the state is that of another task, other levels or another number of
+                environments.
         """
         start = len(_PREFIX)
         own = {name[start:]: value for name, value in arrays.items() if name.startswith(_PREFIX)}
+        given, expected = _shapes(own), _shapes(self._posterior.arrays())
+        if given != expected:
+            raise ValueError(
+                f"The saved posterior has arrays of shapes {given}; this environment expects "
+                f"{expected}. Restore into the posterior of the same task, with the same levels of "
+                "noise and the same number of environments."
+            )
         self._inner.set_state({k: v for k, v in arrays.items() if k[:start] != _PREFIX}, data)
         self._posterior.restore(own)
 
@@ -100,3 +108,7 @@ class _Posterior(EpisodeTransform):
         parts = {name: np.array(part) for name, part in arrays.items()}
         self._steps = parts.pop("elapsed")
         self._belief = self._belief._replace(**parts)
+
+
+def _shapes(arrays: dict[str, npt.NDArray[Any]]) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in arrays.items()}

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from doxastic.envs.batched import BatchedPOMDP, State
-from doxastic.envs.noisy_task import NoisyTask
+from doxastic.envs.noisy_task import NoisyTask, task_state
 from doxastic.envs.tasks.acrobot import TIME_STEP as ACROBOT_STEP
 from doxastic.envs.tasks.acrobot import Acrobot
 from doxastic.envs.tasks.cartpole import TIME_STEP as CART_POLE_STEP
@@ -74,7 +74,8 @@ def frame(pomdp: BatchedPOMDP, state: State, row: int = 0) -> Frame:
         artist.remove()
     draw(pomdp, axes, state, row)
     figure.texts.clear()
-    noise = f"noise {float(state['noise'][row]):.3g}"
+    kind = pomdp.kind if isinstance(pomdp, NoisyTask) else "noise"
+    noise = f"{kind} {float(state['noise'][row]):.3g}"
     figure.text(0.985, 0.975, noise, ha="right", va="top", fontsize=8, color="#8A8A8A")
     canvas.draw()
     return np.array(np.asarray(canvas.buffer_rgba())[:, :, :3])
@@ -82,13 +83,14 @@ def frame(pomdp: BatchedPOMDP, state: State, row: int = 0) -> Frame:
 
 def draw(pomdp: BatchedPOMDP, axes: Axes, state: State, row: int = 0) -> None:
     """Draw the true state of one environment into axes; see `frame` for the arguments."""
-    one = {name: array[row] for name, array in state.items()}
     task = underlying(pomdp)
     drawing = _drawings().get(type(task))
     if drawing is None:
-        _draw_hidden(task, axes, np.asarray(pomdp.hidden(state))[row])
-    else:
-        drawing(task, axes, one)
+        _draw_hidden(pomdp, axes, np.asarray(pomdp.hidden(state))[row])
+        return
+    # The level of another kind of noise is none of the task's own.
+    own = task_state(state) if isinstance(pomdp, NoisyTask) else state
+    drawing(task, axes, {name: array[row] for name, array in own.items()})
 
 
 def underlying(pomdp: BatchedPOMDP) -> BatchedPOMDP:

@@ -57,7 +57,10 @@ def sequential_test(task: SequentialTest, axes: Axes, state: State) -> None:
 
 
 def tiger(task: Tiger, axes: Axes, state: State) -> None:
-    """Draw both doors with what is behind them, and the sound if one was heard."""
+    """Draw both doors with what is behind them, and that a sound is heard if one is.
+
+    The state does not say from which side it seems to come: the observation does.
+    """
     side = float(state["tiger"])
     stage(axes, (-3.2, 3.2), (-0.95, 3.75))
     for door in (-1, 1):
@@ -75,12 +78,11 @@ def tiger(task: Tiger, axes: Axes, state: State) -> None:
     words = "listened: a sound is heard" if state["listened"] else "a round starts in silence"
     text(axes, 0, 3.45, words, fontsize=10)
     if state["listened"]:
-        for size in (0.45, 0.8, 1.15):
-            start = 1.5 * side - 0.95 * side
-            angles = (140, 220) if side > 0 else (-40, 40)
-            arc = Arc((start, 1.45), size, size, theta1=angles[0], theta2=angles[1], color=BLUE)
-            arc.set_linewidth(2)
-            axes.add_patch(arc)
+        disc(axes, 0, 1.45, 0.07, BLUE)
+        for size in (0.4, 0.65, 0.9):
+            for angle in (0, 180):
+                ends = {"theta1": angle - 40, "theta2": angle + 40}
+                axes.add_patch(Arc((0, 1.45), size, size, color=BLUE, linewidth=2, **ends))
     text(axes, -3.2, -0.5, f"wrong side in {float(state['noise']):.0%} of sounds", ha="left")
     _steps(axes, state, task.horizon)
 

@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 
 from doxastic.envs.batched import Array, BatchedPOMDP, Random, State, columns, constant, namespace
+from doxastic.envs.checks import whole
 from doxastic.envs.noise import noise_levels
 from doxastic.envs.tasks.sensors import Observed, noisy_reading, seen_entries
 
@@ -87,8 +88,7 @@ class Acrobot(BatchedPOMDP):
         horizon: int = 500,
     ) -> None:
         bounds = seen_entries(observed, _BOUNDS)
-        if horizon < 1:
-            raise ValueError(f"horizon is {horizon}; expected at least 1 step.")
+        horizon = whole("horizon", horizon, 1, "step")
         self.observed = observed
         self.noise = noise_levels(noise)
         self.max_episode_steps = horizon

@@ -10,6 +10,7 @@ import gymnasium
 from array_api_compat import device
 
 from doxastic.envs.batched import Array, BatchedPOMDP, Random, State, namespace, picked, replaced
+from doxastic.envs.checks import whole
 from doxastic.envs.tasks.symbols import noisy_symbols, symbol_noise_levels
 
 MISS, HIT = 0, 1
@@ -52,8 +53,8 @@ class Battleship(BatchedPOMDP):
         drawn for each episode.
 
     Raises:
-        ValueError: If an argument is outside its range, or if ships placed first could leave no
-            place for another.
+        ValueError: If an argument is outside its range, or if counting places cannot show that
+            every ship finds one wherever those before it lie, as on crowded boards.
     """
 
     def __init__(
@@ -63,9 +64,8 @@ class Battleship(BatchedPOMDP):
         ships: Sequence[int] = (2, 3, 3, 4),
         noise: float | Sequence[float] = 0.0,
     ) -> None:
-        if size < 2:
-            raise ValueError(f"size is {size}; expected at least 2 squares.")
-        self.size, self.ships = int(size), tuple(int(ship) for ship in ships)
+        self.size = whole("size", size, 2, "squares")
+        self.ships = tuple(whole(f"ships[{i}]", ship) for i, ship in enumerate(ships))
         if not self.ships or min(self.ships) < 1 or max(self.ships) > self.size:
             raise ValueError(
                 f"ships is {self.ships}; expected one ship or more, of 1 to {self.size} squares."
@@ -162,16 +162,19 @@ def _places(size: int, length: int, xp: Any, dtype: Any, where: Any) -> Array:
 
 
 def _check_places(size: int, ships: tuple[int, ...]) -> None:
-    """Raise `ValueError` unless every ship finds a free place wherever those before it lie.
+    """Raise `ValueError` unless counting shows that every ship finds a free place.
 
-    A ship of a squares touches at most `a + b - 1` places of one of b squares in its own
-    direction, and `a b` across.
+    A ship of b squares has `k = size - b + 1` places in each line. One of a squares touches at
+    most `min(a + b - 1, k)` of them in its own line, and `min(b, k)` in each of the a lines across.
+    What it counts may be taken twice over: some boards are refused on which all ships always fit.
     """
     for i, b in enumerate(ships):
-        places = 2 * size * (size - b + 1) if b > 1 else size**2
-        blocked = sum(a + b - 1 + a * b if b > 1 else a for a in ships[:i])
+        k = size - b + 1
+        places = 2 * size * k if b > 1 else size**2
+        blocked = sum(min(a + b - 1, k) + a * min(b, k) if b > 1 else a for a in ships[:i])
         if blocked >= places:
             raise ValueError(
-                f"The ships {ships} may leave no place for ship {i} on a board of size {size}. "
-                "Take a larger board, or fewer or shorter ships."
+                f"It cannot be shown that ship {i} of {ships} always finds a place on a board of "
+                f"size {size}: up to {blocked} of its {places} places may be taken. Take a larger "
+                "board, or fewer or shorter ships."
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from doxastic.envs.batched import Array, Random, namespace
+from doxastic.envs.checks import whole
 
 DECK = 52
 
@@ -38,7 +39,5 @@ def shuffled(n: int, count: int, random: Random) -> Array:
 
 
 def check_decks(decks: int) -> int:
-    """Return the number of decks; raise `ValueError` if there is not at least one."""
-    if decks < 1:
-        raise ValueError(f"decks is {decks}; expected at least 1 deck.")
-    return int(decks)
+    """Return the number of decks; raise `ValueError` if there is not at least one whole one."""
+    return whole("decks", decks, 1, "deck")

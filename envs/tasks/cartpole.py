@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 
 from doxastic.envs.batched import Array, BatchedPOMDP, Random, State, columns, constant, namespace
+from doxastic.envs.checks import whole
 from doxastic.envs.noise import noise_levels
 from doxastic.envs.tasks.sensors import Observed, noisy_reading, seen_entries
 
@@ -96,8 +97,7 @@ class CartPole(BatchedPOMDP):
         horizon: int = 200,
     ) -> None:
         self._columns = seen_entries(observed, COLUMNS)
-        if horizon < 1:
-            raise ValueError(f"horizon is {horizon}; expected at least 1 step.")
+        horizon = whole("horizon", horizon, 1, "step")
         self.observed = observed
         self.noise = noise_levels(noise)
         self.max_episode_steps = horizon

@@ -17,6 +17,7 @@ from doxastic.envs.batched import (
     namespace,
     picked,
 )
+from doxastic.envs.checks import whole
 from doxastic.envs.tasks.cards import shuffled
 from doxastic.envs.tasks.symbols import noisy_symbols, symbol_noise_levels
 
@@ -75,11 +76,9 @@ class Copy(BatchedPOMDP):
         symbols: int = 8,
         noise: float | Sequence[float] = 0.0,
     ) -> None:
-        minima = {"length": (length, 1), "distractors": (distractors, 0), "symbols": (symbols, 2)}
-        for name, (value, least) in minima.items():
-            if value < least:
-                raise ValueError(f"{name} is {value}; expected at least {least}.")
-        self.length, self.distractors, self.symbols = int(length), int(distractors), int(symbols)
+        self.length = whole("length", length, 1)
+        self.distractors = whole("distractors", distractors, 0)
+        self.symbols = whole("symbols", symbols, 2)
         self.noise = symbol_noise_levels(noise)
         self._shown, self._scale = self.length + self.distractors, 1 / self.length
         self.reward_range = (-self._scale, self._scale)

@@ -10,6 +10,7 @@ import numpy as np
 from array_api_compat import device
 
 from doxastic.envs.batched import Array, BatchedPOMDP, Random, State, columns, namespace
+from doxastic.envs.checks import whole
 from doxastic.envs.noise import noise_levels
 
 
@@ -81,7 +82,7 @@ class LightDark(BatchedPOMDP):
         self.spread = float(spread)
         self.radius = float(radius)
         self.speed = float(speed)
-        self.horizon = int(horizon)
+        self.horizon = whole("horizon", horizon, 1, "step")
         self.noise = noise_levels(noise)
         for name in ("light", "glow", "spread", "radius", "speed"):
             value = getattr(self, name)
@@ -89,8 +90,6 @@ class LightDark(BatchedPOMDP):
                 raise ValueError(f"{name} is {value}; expected a finite number > 0.")
         if self.glow > 1:
             raise ValueError(f"glow is {glow}; the light is not darker than the goal: at most 1.")
-        if self.horizon < 1:
-            raise ValueError(f"horizon is {self.horizon}; expected at least 1 step.")
         self.reward_range = (0.0, 1 / self.horizon)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from doxastic.envs.batched import Array, BatchedPOMDP, Random, State, constant, namespace
+from doxastic.envs.checks import whole
 from doxastic.envs.noise import noise_levels
 
 Matrix = Sequence[Sequence[float]]
@@ -95,8 +96,7 @@ class LinearGaussian(BatchedPOMDP):
     ) -> None:
         if not (math.isfinite(action_limit) and action_limit > 0):
             raise ValueError(f"action_limit is {action_limit}; expected a finite number > 0.")
-        if horizon < 1:
-            raise ValueError(f"horizon is {horizon}; expected at least 1 step.")
+        horizon = whole("horizon", horizon, 1, "step")
         self.noise = noise_levels(noise)
         size, actions = len(dynamics), len(action_cost)
         self.dynamics = _matrix("dynamics", dynamics, (size, size))

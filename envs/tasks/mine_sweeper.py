@@ -10,6 +10,7 @@ import gymnasium
 from array_api_compat import device
 
 from doxastic.envs.batched import Array, BatchedPOMDP, Random, State, namespace, picked, replaced
+from doxastic.envs.checks import whole
 from doxastic.envs.tasks.cards import shuffled
 from doxastic.envs.tasks.symbols import noisy_symbols, symbol_noise_levels
 
@@ -79,10 +80,8 @@ class MineSweeper(BatchedPOMDP):
         if variant not in VARIANTS:
             raise ValueError(f"variant is {variant!r}; expected one of {list(VARIANTS)}.")
         default = VARIANTS[variant]
-        self.size = default.size if size is None else int(size)
-        self.mines = default.mines if mines is None else int(mines)
-        if self.size < 2:
-            raise ValueError(f"size is {self.size}; expected at least 2 squares.")
+        self.size = whole("size", default.size if size is None else size, 2, "squares")
+        self.mines = whole("mines", default.mines if mines is None else mines)
         self.squares = self.size**2
         if not 1 <= self.mines <= self.squares - 3:
             raise ValueError(f"mines is {self.mines}; expected 1 to {self.squares - 3} of them.")

@@ -10,6 +10,7 @@ import numpy as np
 from array_api_compat import device
 
 from doxastic.envs.batched import Array, BatchedPOMDP, Random, State, namespace, picked
+from doxastic.envs.checks import whole
 from doxastic.envs.noise import noise_levels
 
 
@@ -69,22 +70,18 @@ class NoisyBandit(BatchedPOMDP):
         unreliable: float = 0.75,
         noise: float | Sequence[float] = (2.0, 4.0),
     ) -> None:
-        self.arms = int(arms)
+        self.arms = whole("arms", arms, 2, "to choose from")
         self.pull_cost = float(pull_cost)
-        self.horizon = int(horizon)
+        self.horizon = whole("horizon", horizon, 1, "step")
         self.reliable_noise = float(reliable_noise)
         self.unreliable = float(unreliable)
         self.noise = noise_levels(noise)
-        if self.arms < 2:
-            raise ValueError(f"arms is {arms}; expected at least 2 to choose from.")
         for name in ("pull_cost", "reliable_noise"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} is {value}; expected a finite number >= 0.")
         if not 0 <= self.unreliable <= 1:
             raise ValueError(f"unreliable is {unreliable}; expected a probability, in [0, 1].")
-        if self.horizon < 1:
-            raise ValueError(f"horizon is {self.horizon}; expected at least 1 step.")
         self.reward_range = (-math.inf, math.inf)
         self.hidden_names = (
             *(f"mean_{i}" for i in range(self.arms)),

@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 
 from doxastic.envs.batched import Array, BatchedPOMDP, Random, State, columns, namespace
+from doxastic.envs.checks import whole
 from doxastic.envs.noise import noise_levels
 from doxastic.envs.tasks.sensors import Observed, noisy_reading, seen_entries
 
@@ -99,8 +100,7 @@ class Pendulum(BatchedPOMDP):
             raise ValueError(f"start_angle is {start_angle}; expected 0 to pi rad.")
         if not 0 <= start_speed <= MAX_SPEED:
             raise ValueError(f"start_speed is {start_speed}; expected 0 to {MAX_SPEED} rad/s.")
-        if horizon < 1:
-            raise ValueError(f"horizon is {horizon}; expected at least 1 step.")
+        horizon = whole("horizon", horizon, 1, "step")
         self.observed = observed
         self.noise = noise_levels(noise)
         self.start_angle = float(start_angle)

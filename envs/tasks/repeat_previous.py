@@ -9,6 +9,7 @@ import gymnasium
 from array_api_compat import device
 
 from doxastic.envs.batched import Array, BatchedPOMDP, Random, State, indices, namespace, picked
+from doxastic.envs.checks import whole
 from doxastic.envs.tasks.cards import DECK, KINDS, check_decks, deal
 from doxastic.envs.tasks.symbols import noisy_symbols, symbol_noise_levels
 
@@ -81,7 +82,7 @@ class RepeatPrevious(BatchedPOMDP):
             raise ValueError(f"variant is {variant!r}; expected one of {list(VARIANTS)}.")
         default = VARIANTS[variant]
         self.decks = check_decks(default.decks if decks is None else decks)
-        self.k = default.k if k is None else int(k)
+        self.k = whole("k", default.k if k is None else k)
         self.cards = DECK * self.decks
         if not 1 <= self.k < self.cards:
             raise ValueError(f"k is {self.k}; expected 1 to {self.cards - 1}, one card less.")

@@ -11,6 +11,7 @@ import numpy as np
 from array_api_compat import device
 
 from doxastic.envs.batched import Array, BatchedPOMDP, Random, State, namespace
+from doxastic.envs.checks import whole
 from doxastic.envs.noise import noise_levels
 
 WAIT, LEFT, RIGHT = 0, 1, 2
@@ -42,7 +43,7 @@ class SequentialTest(BatchedPOMDP):
     late under little noise and too early under much. The optimum, from dynamic programming
     on (n, sum o, sum o^2), is .897 on "easy", .853 on "hard" and .734 on "harder"
     (`doxastic.envs.references.sequential_test.solve_sequential_test`). The best policy found on
-    (n, sum o) alone gets .882, .793 and .617
+    (n, sum o) alone gets .882, .792 and .617
     (`doxastic.envs.references.sequential_test_blind.solve_noise_blind`): .014, .061 and .117 are
     what knowing one's confidence is worth. A sequential probability ratio test (Wald, 1945) with
     unknown variance.
@@ -100,14 +101,13 @@ class SequentialTest(BatchedPOMDP):
         self.wrong_cost = default.wrong_cost if wrong_cost is None else float(wrong_cost)
         late_cost = default.late_cost if late_cost is None else float(late_cost)
         self.late_cost = self.wrong_cost if late_cost is None else late_cost
-        self.horizon = default.horizon if horizon is None else int(horizon)
+        horizon = default.horizon if horizon is None else horizon
+        self.horizon = whole("horizon", horizon, 1, "step")
         self.noise = noise_levels(default.noise if noise is None else noise)
         for name in ("wait_cost", "wrong_cost", "late_cost"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} is {value}; expected a finite number >= 0.")
-        if self.horizon < 1:
-            raise ValueError(f"horizon is {self.horizon}; expected at least 1 step.")
         self.reward_range = (-max(self.wrong_cost, self.wait_cost, self.late_cost), 1.0)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
         self.action_space = gymnasium.spaces.Discrete(3)

@@ -9,6 +9,7 @@ import gymnasium
 from array_api_compat import device
 
 from doxastic.envs.batched import Array, BatchedPOMDP, Random, State, columns, namespace
+from doxastic.envs.checks import whole
 from doxastic.envs.tasks.symbols import noisy_symbols, symbol_noise_levels
 
 FORWARD, LEFT, RIGHT = 0, 1, 2
@@ -72,17 +73,11 @@ class TMaze(BatchedPOMDP):
         horizon: int | None = None,
         noise: float | Sequence[float] = 0.0,
     ) -> None:
-        if length < 1:
-            raise ValueError(f"length is {length}; expected at least 1 step.")
-        self.length, self.bump_cost = int(length), float(bump_cost)
+        self.length, self.bump_cost = whole("length", length, 1, "step"), float(bump_cost)
         if not (math.isfinite(self.bump_cost) and self.bump_cost >= 0):
             raise ValueError(f"bump_cost is {bump_cost}; expected a finite number >= 0.")
-        self.horizon = self.length + 20 if horizon is None else int(horizon)
-        if self.horizon <= self.length:
-            raise ValueError(
-                f"horizon is {self.horizon}; expected at least {self.length + 1} steps, the "
-                "length and the turn."
-            )
+        horizon = self.length + 20 if horizon is None else horizon
+        self.horizon = whole("horizon", horizon, self.length + 1, "steps, the length and the turn")
         self.noise = symbol_noise_levels(noise)
         self.reward_range = (-max(1.0, self.bump_cost), 1.0)
         self.observation_space = gymnasium.spaces.Discrete(SIGHTS)

@@ -9,6 +9,7 @@ import gymnasium
 from array_api_compat import device
 
 from doxastic.envs.batched import Array, BatchedPOMDP, Random, State, columns, namespace
+from doxastic.envs.checks import whole
 from doxastic.envs.noise import noise_levels
 
 LISTEN, OPEN_LEFT, OPEN_RIGHT = 0, 1, 2
@@ -73,14 +74,12 @@ class Tiger(BatchedPOMDP):
         self.listen_cost = float(listen_cost)
         self.treasure = float(treasure)
         self.tiger_cost = float(tiger_cost)
-        self.horizon = int(horizon)
+        self.horizon = whole("horizon", horizon, 1, "step")
         self.noise = noise_levels(noise)
         for name in ("listen_cost", "treasure", "tiger_cost"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} is {value}; expected a finite number >= 0.")
-        if self.horizon < 1:
-            raise ValueError(f"horizon is {self.horizon}; expected at least 1 step.")
         if max(self.noise) > 0.5:
             raise ValueError(
                 f"noise is {noise!r}; every level is the probability of hearing the wrong side and "

@@ -31,5 +31,7 @@ def _copied(data: Any) -> Any:
     if isinstance(data, dict):
         return {key: _copied(value) for key, value in data.items()}
     if isinstance(data, tuple | list):
-        return type(data)(_copied(value) for value in data)
+        parts = [_copied(value) for value in data]
+        # A named tuple takes its fields one by one.
+        return type(data)(*parts) if hasattr(data, "_fields") else type(data)(parts)
     return data.copy() if isinstance(data, np.ndarray) else data

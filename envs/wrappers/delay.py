@@ -8,6 +8,7 @@ import gymnasium
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import VectorEnv
 
+from doxastic.envs.checks import whole
 from doxastic.envs.wrappers.episodic import EpisodeWrapper, VectorEpisodeWrapper
 from doxastic.envs.wrappers.observation_noise import NoiseTransform
 
@@ -43,7 +44,8 @@ class Delay(EpisodeWrapper, RecordConstructorArgs):
 
     def __init__(self, env: gymnasium.Env[Any, Any], steps: int) -> None:
         RecordConstructorArgs.__init__(self, steps=steps)
-        transform = NoiseTransform(env.observation_space, 1, (steps,), "delay", tell=False)
+        levels = (whole("steps", steps, 0),)
+        transform = NoiseTransform(env, levels, "delay", tell=False)
         EpisodeWrapper.__init__(self, env, transform)
 
 
@@ -73,6 +75,6 @@ class VectorDelay(VectorEpisodeWrapper, RecordConstructorArgs):
 
     def __init__(self, env: VectorEnv[Any, Any, Any], steps: int) -> None:
         RecordConstructorArgs.__init__(self, steps=steps)
-        space, n = env.single_observation_space, env.num_envs
-        transform = NoiseTransform(space, n, (steps,), "delay", tell=False)
+        levels = (whole("steps", steps, 0),)
+        transform = NoiseTransform(env, levels, "delay", tell=False)
         VectorEpisodeWrapper.__init__(self, env, transform)

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import SyncVectorEnv, VectorEnv
 
+from doxastic.envs.checks import whole
 from doxastic.envs.wrappers.appended import AppendedEntries
 from doxastic.envs.wrappers.episodic import (
     EpisodeTransform,
@@ -24,8 +25,6 @@ class _ElapsedTime(EpisodeTransform):
     """Adds "elapsed_time"."""
 
     def __init__(self, space: Space, num_envs: int, horizon: int) -> None:
-        if horizon < 1:
-            raise ValueError(f"horizon is {horizon}; expected at least 1 step.")
         box = spaces.Box(0.0, 1.0, (1,), np.float32)
         self._entries = AppendedEntries(space, {"elapsed_time": box})
         self.space = self._entries.space
@@ -49,17 +48,27 @@ class _ElapsedTime(EpisodeTransform):
 
 def _horizon(env: Any, horizon: int | None) -> int:
     """Return the horizon given, else the limit of the environment's episodes."""
-    limits = [
-        getattr(env.spec, "max_episode_steps", None),
-        getattr(getattr(env.unwrapped, "pomdp", None), "max_episode_steps", None),
-    ]
-    known = [limit for limit in (horizon, *limits) if limit is not None]
-    if not known:
+    if horizon is None:
+        horizon = _limit(env)
+    if horizon is None:
         raise ValueError(
             f"Nothing tells how long an episode of {env} may last; give horizon=, the number of "
             "steps after which the time is 1."
         )
-    return int(known[0])
+    return whole("horizon", horizon, 1, "step")
+
+
+def _limit(env: Any) -> int | None:
+    """Return the number of steps after which episodes are truncated, None if nothing tells it."""
+    inner = env.unwrapped
+    if isinstance(inner, SyncVectorEnv):
+        # The specification of the vector has the limit of the id, which each may have replaced.
+        return _limit(inner.envs[0])
+    limits = [getattr(getattr(inner, "pomdp", inner), "max_episode_steps", None)]
+    if env.spec is not None:
+        # What `make_vec` was asked for stands among the arguments.
+        limits.append(env.spec.kwargs.get("max_episode_steps", env.spec.max_episode_steps))
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 class ElapsedTime(EpisodeWrapper, RecordConstructorArgs):
@@ -78,7 +87,8 @@ class ElapsedTime(EpisodeWrapper, RecordConstructorArgs):
         horizon: Steps at which the time is 1; by default the limit of the episode's length.
 
     Raises:
-        ValueError: If there is neither a horizon nor a limit, or the name is taken already.
+        ValueError: If there is neither a horizon nor a limit, the horizon is no whole number of at
+            least 1, or the name is taken already.
 
     Example:
         >>> import gymnasium as gym
@@ -104,8 +114,8 @@ class VectorElapsedTime(VectorEpisodeWrapper, RecordConstructorArgs):
         horizon: Steps at which the time is 1; by default the limit of the episode's length.
 
     Raises:
-        ValueError: If there is neither a horizon nor a limit, the name is taken already, or the
-            environments do not reset themselves.
+        ValueError: If there is neither a horizon nor a limit, the horizon is no whole number of at
+            least 1, the name is taken already, or the environments do not reset themselves.
 
     Example:
         >>> import gymnasium as gym

@@ -67,7 +67,7 @@ class EpisodeWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def __init__(self, env: gymnasium.Env[Any, Any], transform: EpisodeTransform) -> None:
         super().__init__(env)
-        self._transform = transform
+        self.transform = transform
         self.observation_space = transform.space
 
     def reset(
@@ -75,20 +75,20 @@ class EpisodeWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
     ) -> tuple[Any, dict[str, Any]]:
         """Return the first observation of a fresh episode, and info."""
         observation, info = self.env.reset(seed=seed, options=options)
-        self._transform.seed(seed)
+        self.transform.seed(seed)
         batch = batch_of_one(self.env.observation_space, observation)
-        return self._result(self._transform.begin(_FIRST_ROW, batch), info)
+        return self._result(self.transform.begin(_FIRST_ROW, batch), info)
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Return the step of the wrapped environment with its observation changed."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         batch = batch_of_one(self.env.observation_space, observation)
-        changed = self._transform.advance(batch, np.asarray(action)[None], np.array([reward]))
+        changed = self.transform.advance(batch, np.asarray(action)[None], np.array([reward]))
         observation, info = self._result(changed, info)
         return observation, reward, terminated, truncated, info
 
     def _result(self, batch: Any, info: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        told = {name: values[0].item() for name, values in self._transform.info().items()}
+        told = {name: values[0].item() for name, values in self.transform.info().items()}
         return row_of(self.observation_space, batch, 0), {**info, **told}
 
 
@@ -112,7 +112,7 @@ class VectorEpisodeWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
                 f"metadata['autoreset_mode'] of {env} is {self._mode}. Make it with "
                 "autoreset_mode=AutoresetMode.SAME_STEP or NEXT_STEP."
             )
-        self._transform = transform
+        self.transform = transform
         self.single_observation_space = transform.space
         self.observation_space = batch_space(transform.space, env.num_envs)
         self._all = np.arange(env.num_envs)
@@ -132,23 +132,23 @@ class VectorEpisodeWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
                 "Reset all or none."
             )
         observation, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
-        self._transform.seed(seed)
+        self.transform.seed(seed)
         self._ended[:] = False
-        return self._transform.begin(self._all, observation), {**info, **self._told(self._all)}
+        return self.transform.begin(self._all, observation), {**info, **self._told(self._all)}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Return the step of the wrapped environments with their observations changed."""
         observation, reward, terminated, truncated, info = self.env.step(actions)
         done = np.logical_or(terminated, truncated)
         if self._mode is AutoresetMode.NEXT_STEP:
-            changed = self._transform.advance(observation, actions, reward)
+            changed = self.transform.advance(observation, actions, reward)
             changed = self._started(changed, observation, np.flatnonzero(self._ended))
             self._ended = done
         elif done.any():
             changed, ended = self._same_step(observation, actions, reward, done, info)
             info = {**info, **ended}
         else:
-            changed = self._transform.advance(observation, actions, reward)
+            changed = self.transform.advance(observation, actions, reward)
         return changed, reward, terminated, truncated, {**info, **self._told(self._all)}
 
     def _same_step(
@@ -159,7 +159,7 @@ class VectorEpisodeWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
         rows = np.flatnonzero(done)
         final = final_rows(before, info["final_obs"], rows)
         last = with_rows(before, observation, rows, final)
-        changed = self._transform.advance(last, actions, reward)
+        changed = self.transform.advance(last, actions, reward)
         final_obs = np.full(self.num_envs, None, dtype=object)
         for row in rows:
             final_obs[row] = row_of(after, changed, int(row))
@@ -175,7 +175,7 @@ class VectorEpisodeWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
         if rows.size == 0:
             return changed
         first = rows_of(self.env.single_observation_space, observation, rows)
-        begun = self._transform.begin(rows, first)
+        begun = self.transform.begin(rows, first)
         return with_rows(self.single_observation_space, changed, rows, begun)
 
     def _told(self, rows: Rows) -> dict[str, Any]:
@@ -183,6 +183,6 @@ class VectorEpisodeWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
         valid = np.zeros(self.num_envs, np.bool_)
         valid[rows] = True
         told: dict[str, Any] = {}
-        for name, values in self._transform.info().items():
+        for name, values in self.transform.info().items():
             told[name], told[f"_{name}"] = values.copy(), valid.copy()
         return told

@@ -8,6 +8,7 @@ import gymnasium
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import VectorEnv
 
+from doxastic.envs.checks import is_number
 from doxastic.envs.wrappers.episodic import EpisodeWrapper, VectorEpisodeWrapper
 from doxastic.envs.wrappers.observation_noise import NoiseTransform
 
@@ -40,8 +41,7 @@ class Flicker(EpisodeWrapper, RecordConstructorArgs):
 
     def __init__(self, env: gymnasium.Env[Any, Any], probability: float) -> None:
         RecordConstructorArgs.__init__(self, probability=probability)
-        space = env.observation_space
-        transform = NoiseTransform(space, 1, (probability,), "flicker", tell=False)
+        transform = _flicker(env, probability)
         EpisodeWrapper.__init__(self, env, transform)
 
 
@@ -70,6 +70,13 @@ class VectorFlicker(VectorEpisodeWrapper, RecordConstructorArgs):
 
     def __init__(self, env: VectorEnv[Any, Any, Any], probability: float) -> None:
         RecordConstructorArgs.__init__(self, probability=probability)
-        space, n = env.single_observation_space, env.num_envs
-        transform = NoiseTransform(space, n, (probability,), "flicker", tell=False)
+        transform = _flicker(env, probability)
         VectorEpisodeWrapper.__init__(self, env, transform)
+
+
+def _flicker(
+    env: gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any], probability: float
+) -> NoiseTransform:
+    if not (is_number(probability) and 0 <= probability <= 1):
+        raise ValueError(f"probability is {probability!r}; expected a number from 0 to 1.")
+    return NoiseTransform(env, (float(probability),), "flicker", tell=False)

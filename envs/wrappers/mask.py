@@ -36,7 +36,7 @@ class _Mask(EpisodeTransform):
             )
         unknown = [name for name in hidden if name not in names]
         self._kept = [name for name in names if name not in hidden]
-        if unknown or not hidden or not self._kept:
+        if unknown or len(hidden) == 0 or not self._kept:
             raise ValueError(
                 f"hidden is {hidden!r}; expected some, but not all, of the entries {list(names)}."
             )

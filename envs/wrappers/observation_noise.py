@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium.utils import RecordConstructorArgs
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import SyncVectorEnv, VectorEnv, VectorWrapper
 
 from doxastic.envs.batched import NumpyRandom, State
 from doxastic.envs.corruption import make_corruption
@@ -20,10 +20,13 @@ from doxastic.envs.wrappers.episodic import (
     Seed,
     VectorEpisodeWrapper,
 )
-from doxastic.envs.wrappers.trees import Rows, Space, leaf_spaces, leaves, rebuilt
+from doxastic.envs.wrappers.trees import Rows, leaf_spaces, leaves, rebuilt
 
-# Keeps the noise apart from the wrapped environment's own draws from the same seed.
+# Keeps the noise apart from the wrapped environment's own draws from the same seed. The number of
+# the random layers below keeps a layer apart from them.
 _STREAM = 0x6E6F6973
+
+_Env = gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]
 
 
 class NoiseTransform(EpisodeTransform):
@@ -34,31 +37,38 @@ class NoiseTransform(EpisodeTransform):
     the others' episodes end, nor on the levels.
 
     Args:
-        space: Space of one observation.
-        num_envs: Number of environments N.
+        env: The environment around which the noise is, or a vector of N.
         levels: Levels, one of which is drawn uniformly for each episode.
         kind: What is done to the observations.
         tell: Whether the level is in the info.
+
+    Attributes:
+        is_random: Whether anything depends on the random streams: not if the delay is fixed.
     """
 
-    def __init__(
-        self, space: Space, num_envs: int, levels: tuple[float, ...], kind: str, *, tell: bool
-    ) -> None:
-        self.space = space
+    def __init__(self, env: _Env, levels: tuple[float, ...], kind: str, *, tell: bool) -> None:
+        if isinstance(env, VectorEnv):
+            self.space, num_envs = env.single_observation_space, env.num_envs
+        else:
+            self.space, num_envs = env.observation_space, 1
+        layers = _layers(env)
+        self._spawn_key = (_STREAM, layers) if layers else (_STREAM,)
         self.levels = noise_levels(levels, kind)
         self._tell = tell
-        self._leaves = leaf_spaces(space)
+        self._leaves = leaf_spaces(self.space)
         self._corruption = make_corruption(kind, self._leaves, self.levels)
+        self.is_random = kind != "delay" or len(self.levels) > 1
         self._level = np.zeros(num_envs)
         self._memory: State = {}
         self._seed(np.random.SeedSequence())
 
     def seed(self, seed: Seed) -> None:
-        """Start both streams afresh from a seed."""
+        """Start both streams afresh from a seed; without any, or with a list of none, go on."""
         if seed is None:
             return
         entropy = seed if isinstance(seed, int) else [part for part in seed if part is not None]
-        self._seed(np.random.SeedSequence(entropy, spawn_key=(_STREAM,)))
+        if entropy != []:
+            self._seed(np.random.SeedSequence(entropy, spawn_key=self._spawn_key))
 
     def _seed(self, sequence: np.random.SeedSequence) -> None:
         start, step = (NumpyRandom(np.random.default_rng(part)) for part in sequence.spawn(2))
@@ -95,6 +105,20 @@ class NoiseTransform(EpisodeTransform):
             for space, leaf in parts
         ]
         return rebuilt(self.space, values)
+
+
+def _layers(env: _Env) -> int:
+    """Return how many random layers an environment has already, seeded by the same `reset`.
+
+    Those in other processes, of an AsyncVectorEnv, cannot be seen.
+    """
+    if isinstance(env, SyncVectorEnv):
+        return _layers(env.envs[0])
+    if not isinstance(env, gymnasium.Wrapper | VectorWrapper):
+        return 0
+    transform = env.transform if isinstance(env, EpisodeWrapper | VectorEpisodeWrapper) else None
+    is_random = isinstance(transform, NoiseTransform) and transform.is_random
+    return is_random + _layers(env.env)
 
 
 def _written(array: npt.NDArray[Any], rows: Rows, values: Any) -> npt.NDArray[Any]:
@@ -151,7 +175,7 @@ class ObservationNoise(EpisodeWrapper, RecordConstructorArgs):
     ) -> None:
         RecordConstructorArgs.__init__(self, noise=noise, kind=kind)
         self.noise = noise_levels(noise, kind)
-        transform = NoiseTransform(env.observation_space, 1, self.noise, kind, tell=True)
+        transform = NoiseTransform(env, self.noise, kind, tell=True)
         EpisodeWrapper.__init__(self, env, transform)
 
 
@@ -188,6 +212,5 @@ class VectorObservationNoise(VectorEpisodeWrapper, RecordConstructorArgs):
     ) -> None:
         RecordConstructorArgs.__init__(self, noise=noise, kind=kind)
         self.noise = noise_levels(noise, kind)
-        space, n = env.single_observation_space, env.num_envs
-        transform = NoiseTransform(space, n, self.noise, kind, tell=True)
+        transform = NoiseTransform(env, self.noise, kind, tell=True)
         VectorEpisodeWrapper.__init__(self, env, transform)

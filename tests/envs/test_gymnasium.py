@@ -11,7 +11,14 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from torchrl.envs import GymWrapper
 from torchrl.envs.utils import check_env_specs
 
-from doxastic.envs import CartPole, POMDPEnv, POMDPVectorEnv, SequentialTest
+from doxastic.envs import (
+    Acrobot,
+    CartPole,
+    NoisyTask,
+    POMDPEnv,
+    POMDPVectorEnv,
+    SequentialTest,
+)
 
 IDS = ["doxastic/CartPole-v0", "doxastic/SequentialTest-v0"]
 
@@ -272,3 +279,29 @@ def test_an_unknown_render_mode_is_refused():
     ):
         with pytest.raises(ValueError, match="render_mode is 'ansi'; expected None or one of rgb"):
             make()
+
+
+def test_a_state_of_another_task_of_the_same_shapes_is_refused():
+    def env_of(pomdp):
+        env = POMDPVectorEnv(pomdp, 3)
+        env.reset(seed=0)
+        return env
+
+    quiet = CartPole(noise=0.0)
+    tasks = [CartPole(), Acrobot(), NoisyTask(quiet, (0.1,), "student"), Reach()]
+    for saved in tasks:
+        for other in tasks:
+            if saved is other:
+                env_of(other).set_state(*env_of(saved).get_state())
+                continue
+            with pytest.raises(ValueError, match=r"is of the task .* Restore into the same task"):
+                env_of(other).set_state(*env_of(saved).get_state())
+
+
+def test_a_state_that_does_not_name_its_task_is_restored():
+    env, other = POMDPVectorEnv(CartPole(), 3), POMDPVectorEnv(CartPole(), 3)
+    env.reset(seed=0)
+    arrays, data = env.get_state()
+    del data["task"]
+    other.set_state(arrays, data)
+    np.testing.assert_array_equal(env.hidden(), other.hidden())

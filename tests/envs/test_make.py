@@ -6,7 +6,14 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-from doxastic.envs import EnvConfig, POMDPVectorEnv, env_state, make_vector_env
+from doxastic.envs import (
+    CartPole,
+    EnvConfig,
+    POMDPEnv,
+    POMDPVectorEnv,
+    env_state,
+    make_vector_env,
+)
 
 VECTOR = spaces.Box(-1.0, 1.0, (2,), np.float32)
 IMAGE = spaces.Box(0, 255, (8, 8, 3), np.uint8)
@@ -121,7 +128,7 @@ def test_the_state_of_own_environments_is_saved():
     env.reset(seed=0)
     arrays, data = env_state(env)
     assert arrays["elapsed"].shape == (2,)
-    assert set(data) == {"reset_random", "step_random"}
+    assert set(data) == {"task", "reset_random", "step_random"}
 
 
 @pytest.mark.parametrize(
@@ -189,3 +196,53 @@ def test_registering_twice_changes_nothing():
     before = dict(gymnasium.registry)
     register_tasks()
     assert gymnasium.registry == before
+
+
+def test_an_own_task_behind_its_module_is_the_own_task():
+    config = EnvConfig(id="doxastic.envs:doxastic/CartPole-v0", noise=(0.5,), num_envs=2)
+    assert config.id == "doxastic/CartPole-v0"
+    env = make_vector_env(config)
+    assert isinstance(env, POMDPVectorEnv) and env.pomdp.noise == (0.5,)
+
+
+@pytest.fixture
+def another_id():
+    """Register CartPole as a user would register a task of their own."""
+
+    def make(**arguments):
+        return POMDPEnv(CartPole(noise=0.0), **arguments)
+
+    def loud(**arguments):
+        return POMDPEnv(CartPole(noise=0.3), **arguments)
+
+    gymnasium.register("Mine-v0", entry_point=make)
+    gymnasium.register("MineBare-v0", entry_point=make, kwargs={"previous_action": False})
+    gymnasium.register("MineLoud-v0", entry_point=loud)
+    yield
+    for name in ("Mine-v0", "MineBare-v0", "MineLoud-v0"):
+        del gymnasium.registry[name]
+
+
+@pytest.mark.parametrize(("name", "previous_action"), [("Mine", False), ("MineBare", True)])
+def test_a_task_under_another_id_runs_where_nothing_is_added_twice(
+    another_id, name, previous_action
+):
+    config = EnvConfig(id=f"{name}-v0", noise=(0.5,), num_envs=2, previous_action=previous_action)
+    env = make_vector_env(config)
+    assert env.single_observation_space.shape == (5,)
+    run(env)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"id": "Mine-v0"}, "Mine-v0 carry the previous action already; set previous_action"),
+        (
+            {"id": "MineLoud-v0", "previous_action": False, "noise": (0.1,)},
+            r"MineLoud-v0 has noise of its own, of the levels \(0.3,\); leave noise out",
+        ),
+    ],
+)
+def test_what_a_task_under_another_id_has_already_is_not_added_again(another_id, fields, message):
+    with pytest.raises(ValueError, match=message):
+        make_vector_env(EnvConfig(num_envs=2, **fields))

@@ -9,7 +9,10 @@ from doxastic.envs import (
     CartPole,
     Concentration,
     CountRecall,
+    HigherLower,
+    LightDark,
     MineSweeper,
+    Pendulum,
     POMDPEnv,
     POMDPVectorEnv,
     RepeatFirst,
@@ -148,3 +151,66 @@ def test_other_spaces_of_a_task_are_refused(attribute, space):
     setattr(pomdp, attribute, space)
     with pytest.raises(ValueError, match=f"The {attribute.replace('_', ' ')} of CartPole is"):
         POMDPEnv(pomdp)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint64])
+@pytest.mark.parametrize(
+    ("pomdp", "actions"),
+    [
+        (HigherLower(), [[1, 1], [0, 1], [1, 0]]),
+        (Concentration(), [[0, 51], [1, 2], [2, 0], [51, 1]]),
+        (Battleship(size=12), [[[11, 11], [0, 11]], [[2, 7], [11, 0]]]),
+    ],
+)
+def test_what_an_action_does_does_not_depend_on_its_type_of_integer(pomdp, actions, dtype):
+    def played(env, steps):
+        env.reset(seed=0)
+        return [part for action in steps for part in (*env.step(action)[:4], env.hidden())]
+
+    def same(a, b):
+        return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+    wide, narrow = np.array(actions, np.int64), np.array(actions, dtype)
+    vectors, singles = POMDPVectorEnv(pomdp, 2), POMDPEnv(pomdp)
+    assert same(played(vectors, wide), played(vectors, narrow))
+    assert same(played(singles, wide[:, 1]), played(singles, narrow[:, 1]))
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(np.float64, 0.3), (np.float16, 0.3), (np.int8, 1)])
+@pytest.mark.parametrize("pomdp", [Pendulum(), LightDark(speed=0.7)])
+def test_numbers_of_any_type_within_the_bounds_are_actions_of_a_box(pomdp, dtype, value):
+    action = np.full(pomdp.action_space.shape, value, dtype)
+    single, wide, vector = POMDPEnv(pomdp), POMDPEnv(pomdp), POMDPVectorEnv(pomdp, 1)
+    for env in (single, wide, vector):
+        env.reset(seed=0)
+    observation, reward, *_ = single.step(action)
+    observations, rewards, *_ = vector.step(action[None])
+    np.testing.assert_array_equal(observations[0], observation)
+    assert rewards[0] == reward == wide.step(action.astype(np.float64))[1]
+
+
+@pytest.mark.parametrize(
+    "action", [[0.5], [0.5, 2.0], [0.5, np.nan], ["a", "b"], [[0.5, 0.5]], [True, False], None]
+)
+def test_what_is_no_action_of_a_box_is_named_by_one_environment_and_by_many(action):
+    single, vector = POMDPEnv(LightDark()), POMDPVectorEnv(LightDark(), 1)
+    single.reset(seed=0), vector.reset(seed=0)
+    with pytest.raises(ValueError, match=r"action is .*; expected an element of Box\(-1.0, 1.0"):
+        single.step(action)
+    with pytest.raises(ValueError, match=r"^actions "):
+        vector.step([action])
+
+
+@pytest.mark.parametrize("action", [2, -1, 0.0, np.float32(1), "0", [0], None, np.uint64(2**63)])
+def test_what_is_no_symbol_is_named(action):
+    env = POMDPEnv(HigherLower())
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"action is .*; expected an element of Discrete\(2\)"):
+        env.step(action)
+
+
+def test_the_row_that_is_outside_a_box_is_named():
+    env = POMDPVectorEnv(Pendulum(), 3)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"contains \[9.\] in row 2; expected Box"):
+        env.step(np.array([[0.5], [0.1], [9.0]]))

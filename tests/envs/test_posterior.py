@@ -164,3 +164,17 @@ def test_other_noise_and_other_environments_have_no_posterior():
         make_vector_env(EnvConfig(id="CartPole-v1", posterior=True))
     with pytest.raises(ValueError, match="needs positive levels"):
         make_vector_env(config("SequentialTest", noise=(0.0, 1.0)))
+
+
+def test_a_state_of_another_posterior_is_refused_and_changes_nothing():
+    env = make_vector_env(config("Tiger", noise=(0.1, 0.3)))
+    env.reset(seed=0)
+    kept = env.get_state()
+    three = make_vector_env(config("Tiger", noise=(0.1, 0.2, 0.3)))
+    plain = make_vector_env(EnvConfig(id="doxastic/Tiger-v0", num_envs=NUM_ENVS))
+    for other in (three, plain):
+        other.reset(seed=1)
+        with pytest.raises(ValueError, match="saved posterior has arrays of shapes"):
+            env.set_state(*other.get_state())
+        for name, array in env.get_state()[0].items():
+            np.testing.assert_array_equal(array, kept[0][name])

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import warnings
+from functools import partial
 
 import gymnasium
 import numpy as np
@@ -10,11 +11,21 @@ import pytest
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
+from matplotlib.figure import Figure
+from matplotlib.patches import Arc
 
-from doxastic.envs import CartPole, LinearGaussian, NumpyRandom, POMDPEnv, POMDPVectorEnv
+from doxastic.envs import (
+    CartPole,
+    LinearGaussian,
+    NoisyTask,
+    NumpyRandom,
+    POMDPEnv,
+    POMDPVectorEnv,
+    rendering,
+)
 from doxastic.envs.batched import BatchedPOMDP
-from doxastic.envs.registration import TASKS
-from doxastic.envs.rendering import frame
+from doxastic.envs.registration import TASKS, make_task
+from doxastic.envs.rendering import draw, frame
 from doxastic.plotting import PALETTE
 
 every_task = pytest.mark.parametrize("task", TASKS)
@@ -174,3 +185,71 @@ def test_pictures_have_the_colours_of_the_figures():
 
     names = ("BLUE", "VERMILION", "GREEN", "PINK", "SKY", "ORANGE", "BLACK")
     assert tuple(getattr(style, name) for name in names) == PALETTE
+
+
+def drawn(task, state):
+    """Return the axes on which a state was drawn."""
+    axes = Figure().add_subplot()
+    draw(task, axes, state)
+    return axes
+
+
+def words_of(axes):
+    return " ".join(artist.get_text() for artist in axes.texts)
+
+
+def test_the_sound_that_tiger_draws_is_on_no_side():
+    task = TASKS["doxastic/Tiger-v0"]()
+    state = task.reset(1, NumpyRandom(np.random.default_rng(0)))
+    state["listened"] = np.array([True])
+    for side in (-1.0, 1.0):
+        axes = drawn(task, {**state, "tiger": np.array([side])})
+        arcs = [patch for patch in axes.patches if isinstance(patch, Arc)]
+        assert arcs and sum(arc.center[0] for arc in arcs) == 0
+        middles = [np.deg2rad((arc.theta1 + arc.theta2) / 2) for arc in arcs]
+        np.testing.assert_allclose(np.sum(np.cos(middles)), 0, atol=1e-12)
+    silent = drawn(task, {**state, "listened": np.array([False])})
+    assert not any(isinstance(patch, Arc) for patch in silent.patches)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "level", "words"),
+    [
+        ("Tiger", "delay", 2.0, "wrong side in 0% of sounds"),
+        ("LightDark", "delay", 3.0, "readings deviate by 0 "),
+        ("LightDark", "student", 3.0, "readings deviate by 0 "),
+    ],
+)
+def test_the_level_of_another_kind_of_noise_is_not_read_as_the_tasks_own(name, kind, level, words):
+    task = make_task(f"doxastic/{name}-v0", noise_kind=kind, noise=level)
+    state = task.reset(1, NumpyRandom(np.random.default_rng(0)))
+    assert words in words_of(drawn(task, state)) + " "
+
+
+def test_a_task_without_a_drawing_shows_constant_errors_too():
+    class Measured(Counter):
+        observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+        def observe(self, state, random):
+            return state["count"][:, None]
+
+    task = NoisyTask(Measured(), (0.5,), "bias")
+    state = task.reset(1, NumpyRandom(np.random.default_rng(0)))
+    error = state["noise/bias0"][0, 0]
+    assert f"noise  0.5 bias_0  {error:.3g}" in words_of(drawn(task, state))
+
+
+def test_the_kind_of_the_noise_stands_beside_its_level():
+    texts = []
+
+    def record(figure, x, y, words, **style):
+        texts.append(words)
+        return Figure.text(figure, x, y, words, **style)
+
+    for arguments in ({"noise": 0.2}, {"noise_kind": "delay", "noise": 2}):
+        env = gymnasium.make("doxastic/Tiger-v0", render_mode="rgb_array", **arguments)
+        env.reset(seed=0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rendering._canvas()[0], "text", partial(record, rendering._canvas()[0]))
+            env.render()
+    assert texts == ["noise 0.2", "delay 2"]

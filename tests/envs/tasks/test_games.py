@@ -1,5 +1,5 @@
 from functools import cache
-from itertools import combinations, permutations
+from itertools import combinations, permutations, product
 
 import gymnasium
 import numpy as np
@@ -364,7 +364,9 @@ def remembering_player(pomdp, seed):
         (Battleship, {"ships": ()}, "one ship or more"),
         (Battleship, {"ships": (9,)}, "of 1 to 8 squares"),
         (Battleship, {"ships": (0,)}, "of 1 to 8 squares"),
-        (Battleship, {"size": 4, "ships": (4, 4, 3)}, "may leave no place for ship 1"),
+        (Battleship, {"size": 4, "ships": (4, 4, 3)}, "cannot be shown that ship 2"),
+        (Battleship, {"ships": "23"}, "ships\\[0\\] is '2'; expected a whole number"),
+        (Battleship, {"ships": (3, 2.5)}, "ships\\[1\\] is 2.5; expected a whole number"),
         (Battleship, {"size": 2, "ships": (1, 1, 1, 1)}, "cover the whole board"),
         (Battleship, {"noise": 2.0}, "a probability and at most 1"),
         (MineSweeper, {"variant": "huge"}, "expected one of"),
@@ -389,3 +391,49 @@ def test_a_won_game_at_the_limit_of_steps_is_terminated_and_not_truncated():
     for square in np.flatnonzero(mine == 0):
         _, _, terminated, truncated, _ = env.step(np.array(divmod(square, 4)))
     assert (terminated, truncated) == (True, False)
+
+
+def every_ship_fits(size, ships):
+    """Return whether each ship finds a free place wherever those before it lie, by search."""
+    boards = {0}
+    for length in ships:
+        rows = [
+            sum(1 << (i * size + j + k) for k in range(length))
+            for i in range(size)
+            for j in range(size - length + 1)
+        ]
+        columns = [
+            sum(1 << ((j + k) * size + i) for k in range(length))
+            for i in range(size)
+            for j in range(size - length + 1)
+        ]
+        following = set()
+        for board in boards:
+            free = {board | place for place in rows + columns if not board & place}
+            if not free:
+                return False
+            following |= free
+        boards = following
+    return True
+
+
+@pytest.mark.parametrize(("size", "most"), [(2, 3), (3, 4), (4, 3)])
+def test_no_board_is_taken_on_which_a_ship_could_find_no_place(size, most):
+    taken = 0
+    for count in range(1, most + 1):
+        for ships in product(range(1, size + 1), repeat=count):
+            try:
+                Battleship(size=size, ships=ships)
+            except ValueError:
+                continue
+            taken += 1
+            assert every_ship_fits(size, ships)
+    assert taken > size
+
+
+@pytest.mark.parametrize(
+    ("size", "ships"), [(3, (3, 3)), (4, (1, 4)), (4, (4, 4)), (5, (5, 5, 2)), (2, (1, 2))]
+)
+def test_boards_on_which_the_ships_obviously_fit_are_taken(size, ships):
+    assert every_ship_fits(size, ships)
+    assert Battleship(size=size, ships=ships).targets == sum(ships)

@@ -168,3 +168,16 @@ def test_a_level_of_zero_is_refused(solve):
 def test_arguments_outside_their_range_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         LightDark(**arguments)
+
+
+def test_y_is_steered_to_where_most_reward_is_expected_and_not_to_its_mean():
+    task = LightDark(noise=(0.2, 5.0), radius=0.25, speed=10.0)
+    policy = LightDarkPolicy(task)
+    belief = policy.filter.first(np.array([[0.0, 1.5], [0.0, -0.4], [0.0, 0.0]]))
+    posterior = policy.filter.read(belief)
+    y = np.linspace(-3, 3, 6001)
+    width = task.radius**2 + posterior.variances[..., None]
+    density = np.exp(-((posterior.means[..., None] - y) ** 2) / (2 * width)) / np.sqrt(width)
+    best = y[(posterior.noise[..., None] * density).sum(1).argmax(1)]
+    assert np.abs(best - posterior.mean).max() > 0.1
+    np.testing.assert_allclose(-task.speed * policy.act(belief)[:, 1], best, atol=0.02)

@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -103,3 +106,17 @@ def test_numpy_and_torch_agree_given_the_same_state():
 def test_arguments_outside_their_range_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         SequentialTest(**arguments)
+
+
+def test_the_docstring_gives_the_returns_of_the_page():
+    page = Path(__file__).parents[3] / "docs" / "envs" / "confidence.md"
+    rows = re.findall(
+        r"^\| SequentialTest, \w+ \| 0(\.\d+) \| 0(\.\d+) \| \S+ \| 0(\.\d+) ",
+        page.read_text(encoding="utf-8"),
+        re.M,
+    )
+    words = " ".join(SequentialTest.__doc__.split())
+    best, blind, worth = zip(*rows, strict=True)
+    assert 'is {} on "easy", {} on "hard" and {} on "harder"'.format(*best) in words
+    assert "alone gets {}, {} and {} (".format(*blind) in words
+    assert "{}, {} and {} are what knowing one's confidence is worth".format(*worth) in words

@@ -1,3 +1,5 @@
+from typing import NamedTuple
+
 import gymnasium
 import numpy as np
 from gymnasium import spaces
@@ -26,3 +28,16 @@ def test_copies_share_nothing_with_the_environment():
     assert not np.shares_memory(observation[0], later[0])
     assert not np.shares_memory(observation[0], env.unwrapped.observation[0])
     assert info["list"][0] is not later_info["list"][0]
+
+
+class Pair(NamedTuple):
+    first: np.ndarray
+    second: int
+
+
+def test_named_tuples_are_copied_as_what_they_are():
+    env = CopyData(Shared())
+    env.unwrapped.info = {"pair": Pair(np.zeros(2), 3)}
+    pair, original = env.reset()[1]["pair"], env.unwrapped.info["pair"]
+    assert isinstance(pair, Pair) and pair.second == 3
+    assert not np.shares_memory(pair.first, original.first)

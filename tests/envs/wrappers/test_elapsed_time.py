@@ -1,6 +1,7 @@
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.vector import SyncVectorEnv
 from scripted import MODES, Scripted, assert_vector_equals_single, check_wrapped, vector_of
 
 from doxastic.envs.wrappers import ElapsedTime, VectorElapsedTime
@@ -42,3 +43,28 @@ def test_without_a_horizon_or_a_limit_it_is_refused():
 def test_a_horizon_below_one_is_refused():
     with pytest.raises(ValueError, match="horizon is 0; expected at least 1 step"):
         ElapsedTime(Scripted(), horizon=0)
+    with pytest.raises(ValueError, match=r"horizon is 2.5; expected a whole number"):
+        ElapsedTime(Scripted(), horizon=2.5)
+
+
+@pytest.mark.parametrize("limit", [10, 1000])
+@pytest.mark.parametrize("mode", ["sync", "async", "vector_entry_point"])
+def test_the_horizon_is_the_limit_that_was_asked_for_and_not_the_registered_one(mode, limit):
+    env = gymnasium.make_vec(
+        "CartPole-v1", num_envs=1, max_episode_steps=limit, vectorization_mode=mode
+    )
+    env = VectorElapsedTime(env)
+    env.reset(seed=0)
+    assert env.step(np.zeros(1, int))[0][0, -1] == np.float32(1 / limit)
+    env.close()
+
+
+@pytest.mark.parametrize(("limit", "horizon"), [(10, 10), (1000, 200)])
+def test_the_horizon_is_the_first_of_two_limits(limit, horizon):
+    def make():
+        return gymnasium.make("doxastic/CartPole-v0", max_episode_steps=limit)
+
+    for env in (ElapsedTime(make()), VectorElapsedTime(SyncVectorEnv([make]))):
+        env.reset(seed=0)
+        action = np.zeros(env.action_space.shape, int)
+        assert env.step(action[()])[0].flat[-1] == np.float32(1 / horizon)

@@ -87,3 +87,14 @@ def test_a_wrapped_environment_knows_how_it_was_made():
     again = gymnasium.make(env.spec)
     assert isinstance(again, Delay)
     assert env.spec.additional_wrappers[-1].kwargs == {"steps": 2}
+
+
+def test_a_reset_between_an_end_and_the_step_after_it_forgets_the_end():
+    env = VectorElapsedTime(vector_of(1, AutoresetMode.NEXT_STEP), horizon=8)
+    env.reset(seed=0)
+    for _ in range(3):
+        *_, terminated, truncated, _ = env.step(np.zeros(1, int))
+    assert terminated[0] or truncated[0]
+    times = [env.reset(seed=0)[0][0, -1]]
+    times += [env.step(np.zeros(1, int))[0][0, -1] for _ in range(3)]
+    assert times == [0, 0.125, 0.25, 0.375]

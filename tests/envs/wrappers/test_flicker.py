@@ -41,9 +41,18 @@ def test_a_vector_of_one_equals_the_single_form(kind):
     )
 
 
-@pytest.mark.parametrize("probability", [-0.1, 1.1])
+@pytest.mark.parametrize("probability", [-0.1, 1.1, float("nan"), True, "0.1"])
 def test_a_probability_outside_its_range_is_refused(probability):
-    with pytest.raises(ValueError, match="a probability"):
+    message = f"probability is {probability!r}; expected a number from 0 to 1"
+    with pytest.raises(ValueError, match=message):
         Flicker(Scripted(), probability)
-    with pytest.raises(ValueError, match="a probability"):
+    with pytest.raises(ValueError, match=message):
         VectorFlicker(vector_of(2, MODES[0]), probability)
+
+
+def test_stacked_flickers_are_independent():
+    env = gymnasium.make_vec("CartPole-v1", num_envs=64)
+    env = VectorFlicker(VectorFlicker(env, 0.5), 0.5)
+    env.reset(seed=1), env.action_space.seed(1)
+    blank = [(env.step(env.action_space.sample())[0] == 0).all(1) for _ in range(60)]
+    assert np.mean(blank) == pytest.approx(0.75, abs=0.03)

@@ -1,3 +1,4 @@
+import gymnasium
 import numpy as np
 import pytest
 from scripted import MODES, Scripted, assert_vector_equals_single, check_wrapped, vector_of
@@ -44,3 +45,10 @@ def test_what_cannot_be_hidden_is_named(kind, hidden, message):
         Mask(Scripted(kind=kind), hidden)
     with pytest.raises(ValueError, match=message):
         VectorMask(vector_of(2, MODES[0], kind=kind), hidden)
+
+
+@pytest.mark.parametrize("hidden", [[0], [0, 2]])
+def test_indices_may_be_an_array(hidden):
+    env = Mask(gymnasium.make("CartPole-v1"), np.array(hidden))
+    listed = Mask(gymnasium.make("CartPole-v1"), hidden)
+    np.testing.assert_array_equal(env.reset(seed=0)[0], listed.reset(seed=0)[0])

@@ -6,7 +6,12 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from scripted import MODES, Scripted, assert_vector_equals_single, check_wrapped, vector_of
 
 from doxastic.envs import NOISE_KINDS
-from doxastic.envs.wrappers import ObservationNoise, VectorObservationNoise
+from doxastic.envs.wrappers import (
+    Delay,
+    ObservationNoise,
+    VectorDelay,
+    VectorObservationNoise,
+)
 
 LEVELS = {
     "gaussian": (0.1, 0.5),
@@ -158,3 +163,50 @@ def test_observations_without_a_box_are_refused():
 def test_a_negative_level_is_refused():
     with pytest.raises(ValueError, match="must be finite and >= 0"):
         ObservationNoise(Still(box(1.0)), -0.1)
+
+
+@pytest.mark.parametrize("below", [lambda env: env, lambda env: Delay(env, 2)])
+def test_one_random_layer_draws_from_the_stream_of_the_seed(below):
+    env = ObservationNoise(below(Still(box(np.inf))), 1.0)
+    env.reset(seed=4)
+    _, step = np.random.SeedSequence(4, spawn_key=(0x6E6F6973,)).spawn(2)
+    expected = np.random.default_rng(step).standard_normal(1000)
+    np.testing.assert_array_equal(env.step(0)[0], expected.astype(np.float32))
+
+
+def noisy_stack(layers):
+    """Return zeros under layers of noise of level 1, with other wrappers between them."""
+    env = Still(box(np.inf))
+    for _ in range(layers):
+        env = Delay(ObservationNoise(env, 1.0), 0)
+    return env
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_errors_of_stacked_layers_are_independent(mode):
+    vector = SyncVectorEnv([lambda: noisy_stack(1)], autoreset_mode=mode)
+    vector = VectorDelay(VectorObservationNoise(vector, 1.0), 0)
+    for env, action, layers in ((noisy_stack(3), 0, 3), (vector, np.zeros(1, int), 2)):
+        for observation in (env.reset(seed=1)[0], env.step(action)[0]):
+            assert observation.std() == pytest.approx(layers**0.5, rel=0.1)
+
+
+def test_a_list_of_no_seeds_lets_the_noise_go_on():
+    def errors(seed):
+        env = VectorObservationNoise(SyncVectorEnv([lambda: Still(box(np.inf))] * 2), 1.0)
+        return env.reset(seed=7)[0], env.reset(seed=seed)[0]
+
+    (first, following), (_, again) = errors([None, None]), errors(None)
+    np.testing.assert_array_equal(following, again)
+    assert not np.array_equal(first, following)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "student", "bias"])
+def test_bits_flip_where_the_noise_exceeds_a_half(kind):
+    env = ObservationNoise(Still(spaces.Box(0, 1, (20_000,), bool)), 0.1, kind)
+    observation, _ = env.reset(seed=0)
+    assert observation.dtype == bool
+    assert observation.mean() < 0.01
+    loud = ObservationNoise(Still(spaces.Box(0, 1, (20_000,), bool)), 1.0)
+    # P(z > 1/2) of a standard normal z.
+    assert loud.reset(seed=0)[0].mean() == pytest.approx(0.3085, abs=0.015)
