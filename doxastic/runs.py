@@ -204,6 +204,10 @@ class RunFolder:
             "A run saves its first one after a few updates."
         )
 
+    def keeps(self, step: int) -> bool:
+        """Return whether the checkpoint of a step is there, and was not removed for later ones."""
+        return (self.path / "checkpoints" / f"step-{step}").is_dir()
+
     def load(self, which: str = "best", *, with_trainer: bool = False) -> Checkpoint:
         """Return the checkpoint `best`, `last` or `step-<n>`, checked."""
         return read_checkpoint(self.checkpoint_path(which), with_trainer=with_trainer)

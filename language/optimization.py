@@ -72,6 +72,9 @@ class Optimizer:
         for group, rate in zip(self._adam.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         self._adam.step()
+        # A fused step leaves the version of a weight, by which PromptCache and autograd tell that
+        # it has changed.
+        torch.autograd.graph.increment_version(list(self._names))
         self.zero_grad()
 
     def zero_grad(self) -> None:

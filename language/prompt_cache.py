@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,6 +122,9 @@ class PromptCache:
     def load(self, path: str | Path) -> None:
         """Add the entries of a file, its last one as the most recently used.
 
+        The model may have been in another precision when it read the prompts; its identity and
+        the states, float32 always, are the same.
+
         Raises:
             ValueError: The file is damaged, holds no prompts, or another model's.
         """
@@ -130,12 +133,9 @@ class PromptCache:
             raise ValueError(
                 f"{path} holds a state of the kind {kind!r}; expected a saved prompt cache."
             )
-        if missing := sorted(_EXTRA - extra.keys()):
-            raise ValueError(
-                f"{path} has no {missing[0]}; expected a saved prompt cache. The file is damaged."
-            )
+        _check_parts(extra, state.batch_size, self.model.config.width, path)
         ends = extra["prompts.lengths"].cumsum(0)[:-1]
-        features = extra["prompts.features"].to(state.flat.device)
+        features = extra["prompts.features"].to(self.model.emb.weight)
         for row, tokens in enumerate(extra["prompts.tokens"].tensor_split(ends)):
             self._keep(_Entry(tokens.numpy(), features[[row]], state.index([row])))
 
@@ -179,6 +179,35 @@ class PromptCache:
         while total > self._max_bytes:
             _, oldest = self._entries.popitem(last=False)
             total -= oldest.size_bytes
+
+
+def _check_parts(parts: Mapping[str, Tensor], rows: int, width: int, where: str | Path) -> None:
+    """Return if what a file holds beside the states of so many prompts fits them.
+
+    Raises:
+        ValueError: A part is missing, of another shape or dtype, or the lengths do not add up.
+    """
+    if missing := sorted(_EXTRA - parts.keys()):
+        raise ValueError(
+            f"{where} has no {missing[0]}; expected a saved prompt cache. The file is damaged."
+        )
+    lengths, tokens = parts["prompts.lengths"], parts["prompts.tokens"]
+    expected = {
+        "prompts.lengths": ((rows,), torch.int64),
+        "prompts.tokens": ((tokens.numel(),), torch.int64),
+        "prompts.features": ((rows, width), parts["prompts.features"].dtype),
+    }
+    for name, (shape, dtype) in expected.items():
+        if (found := parts[name]).shape != shape or found.dtype != dtype:
+            raise ValueError(
+                f"{where}: {name} is {list(found.shape)} {found.dtype}; expected {list(shape)} "
+                f"{dtype}. The file is damaged."
+            )
+    if (lengths < 1).any() or lengths.sum() != len(tokens):
+        raise ValueError(
+            f"{where}: prompts.lengths adds up to {int(lengths.sum())}; expected {len(tokens)}, as "
+            "many as there are tokens, and no length below 1. The file is damaged."
+        )
 
 
 def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:

@@ -15,6 +15,9 @@ from doxastic.language.sampling_config import SamplingConfig
 _BLOCK = 64
 # The largest uniform number: times any total it stays below the total after rounding.
 _BELOW_ONE = 1.0 - 2.0**-52
+# At this temperature a logit 1e-17 below the highest has probability 0 already; divided by less,
+# logits would overflow float32 to infinity, and their differences be NaN.
+_COLDEST = 1e-20
 # Vocabularies up to this size are sorted at once; of larger ones, so many of the most probable
 # tokens are looked at before all are sorted.
 _SORTED, _CANDIDATES = 1024, 256
@@ -32,7 +35,7 @@ def choose(logits: Tensor, config: SamplingConfig, uniform: Tensor | None) -> Te
         return logits.argmax(-1)
     logits = logits.float()
     if config.temperature != 1:
-        logits = logits / config.temperature
+        logits = logits / max(config.temperature, _COLDEST)
     if config.top_k or config.top_p < 1:
         ids, cumulative, total = _most_probable(logits, config)
         place = torch.searchsorted(cumulative, uniform * total, right=True)

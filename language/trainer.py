@@ -68,6 +68,12 @@ class Trainer:
         saves: Callable[[str], bool] = lambda name: True,
         seed: int = 0,
     ) -> None:
+        windows = config.backpropagate_windows
+        if windows > 1 and not source.carried:
+            raise ValueError(
+                f"backpropagate_windows is {windows}, but these batches carry no state from one to "
+                "the next; use packed documents, streams, or 1"
+            )
         self.model, self.source, self.config = model, source, config
         self.device, self.ranks = torch.device(device), Ranks()
         self.updates = self.tokens = 0
@@ -106,7 +112,8 @@ class Trainer:
         """
         before = self.source.state_dict(), self._random.tensors, self._carried
         try:
-            batches = self._batches()
+            count = self.config.accumulation * self.config.backpropagate_windows
+            batches = [self.source.next_batch() for _ in range(count)]
             targets, tokens = self.ranks.sum(
                 [
                     float(sum(int(b.mask.sum()) for b in batches)),
@@ -162,7 +169,10 @@ class Trainer:
             self._objective.train()
         summed, count = self.ranks.sum([summed, targets])
         if count == 0:
-            raise ValueError("no target in the held-out text counts; hold more text out")
+            raise ValueError(
+                "no target counts in the batches of held-out text; take more of them "
+                "(evaluation_batches)"
+            )
         return summed / count
 
     def state_dict(self) -> TrainerState:
@@ -206,18 +216,6 @@ class Trainer:
         self._carried = None if carried is None else self.ranks.own_rows(carried).to(self.device)
         self.updates, self.tokens = int(state.data["updates"]), int(state.data["tokens"])
         self.source.load_state_dict(state.data["source"])
-
-    def _batches(self) -> list[Batch]:
-        """Return the batches of one update, checked."""
-        windows = self.config.backpropagate_windows
-        batches = [self.source.next_batch() for _ in range(self.config.accumulation * windows)]
-        carried = all(batch.carried for batch in batches)
-        if windows > 1 and not carried:
-            raise ValueError(
-                f"backpropagate_windows is {windows}, but these batches carry no state from one to "
-                "the next; use streams, or 1"
-            )
-        return batches
 
     def _backward(self, batches: Sequence[Batch], scale: float) -> Tensor:
         """Add the gradients of an update up; return its summed cross entropy in this process."""

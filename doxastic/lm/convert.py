@@ -98,18 +98,24 @@ def _merged(source: Path, adapter: Path, dtype: torch.dtype | None) -> Checkpoin
     import torch
 
     from doxastic.language.adaptation import load_adapter
+    from doxastic.language.adaptation.lora import adapted_layers
+    from doxastic.language.adaptation.state_offset import offsets
     from doxastic.language.formats import load_model, read_checkpoint
+    from doxastic.language.formats.checkpoint import converted
 
     checkpoint = read_checkpoint(source)
-    model = load_model(source, dtype=torch.float32)
-    load_adapter(model, adapter, merge=True)
-    merged = model.state_dict()
-    if odd := sorted(merged.keys() - checkpoint.tensors.keys()):
+    # In half precision small updates would be rounded away.
+    model = load_model(source, dtype=torch.promote_types(checkpoint.dtype, torch.float32))
+    load_adapter(model, adapter)
+    if odd := sorted(offsets(model)):
         raise ConfigError(
             f"{adapter} has {odd[0]}, which no weight can take in; use it with --adapter instead"
         )
+    # What the adapter leaves alone keeps every bit.
+    layers = adapted_layers(model)
+    merged = {f"{name}.weight": layer.weight.detach() for name, layer in layers.items()}
     own = {
-        name: merged[name].to(dtype or tensor.dtype) if name in merged else tensor
+        name: converted(name, merged.get(name, tensor), dtype or tensor.dtype)
         for name, tensor in checkpoint.tensors.items()
     }
     return dataclasses.replace(checkpoint, tensors=own)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from doxastic.checkpoints import CheckpointError
 from doxastic.configuration import ConfigError
 from doxastic.language.batches import (
     BatchSource,
@@ -38,7 +39,9 @@ class Corpus(NamedTuple):
     """None for no evaluation."""
 
 
-def open_corpus(config: DataConfig, tokenizer: Tokenizer, run: Path, ranks: Ranks) -> Corpus:
+def open_corpus(
+    config: DataConfig, tokenizer: Tokenizer, run: Path, ranks: Ranks, *, goes_on: bool = False
+) -> Corpus:
     """Return the stores of an experiment; the first process builds those that are not there.
 
     Args:
@@ -46,6 +49,8 @@ def open_corpus(config: DataConfig, tokenizer: Tokenizer, run: Path, ranks: Rank
         tokenizer: What cuts it.
         run: The run folder, where stores go unless `config` names a folder.
         ranks: The processes, which all see that folder.
+        goes_on: Whether a store that is there is taken whatever became of the text: a run goes on
+            with the tokens it began with.
 
     Raises:
         ConfigError: If no text is named, or it is too short to hold some of it out.
@@ -54,11 +59,11 @@ def open_corpus(config: DataConfig, tokenizer: Tokenizer, run: Path, ranks: Rank
     """
     if not config.path:
         raise ConfigError("data.path is empty; name a text file, a folder or a .jsonl with --data")
-    folder = Path(config.store) if config.store else run / "tokens"
-    store = _store(config.path, folder, config, tokenizer, ranks)
+    folder = _folder(config, run)
+    store = _store(config.path, folder, config, tokenizer, ranks, goes_on)
     if config.held_out:
         beside = folder.with_name(f"{folder.name}-held-out")
-        return Corpus(store, _store(config.held_out, beside, config, tokenizer, ranks))
+        return Corpus(store, _store(config.held_out, beside, config, tokenizer, ranks, goes_on))
     if config.held_out_fraction == 0.0:
         return Corpus(store, None)
     try:
@@ -107,6 +112,29 @@ def build_source(
         raise ConfigError(f"{which}: {error}") from error
 
 
+def check_same_text(store: TokenStore, identity: str, config: DataConfig, run: Path) -> None:
+    """Check that a run which goes on reads what it read before.
+
+    Args:
+        store: What is read in training.
+        identity: Of the store that the run was trained on so far.
+        config: Where the text is.
+        run: The run folder.
+
+    Raises:
+        CheckpointError: The tokens are others.
+    """
+    if store.identity == identity:
+        return
+    text, folder = Path(config.path).expanduser(), _folder(config, run)
+    remedy = f"restore the text at {text} as it was, remove {folder}, and resume again"
+    if _is_store(text):
+        folder, remedy = text, "restore that store, and resume again"
+    raise CheckpointError(
+        f"{folder} holds other tokens than those {run} was trained on so far; {remedy}"
+    )
+
+
 def _check_length(store: TokenStore, block: int, for_evaluation: bool, other: str) -> None:
     """Raise `ConfigError` if no window of a block and the target of its last token fits."""
     tokens = len(store)
@@ -137,17 +165,25 @@ def _alone(kind: str, store: TokenStore, block: int) -> str:
     return "documents"
 
 
+def _folder(config: DataConfig, run: Path) -> Path:
+    return Path(config.store) if config.store else run / "tokens"
+
+
+def _is_store(path: Path) -> bool:
+    return (path / "store.json").is_file()
+
+
 def _store(
-    path: str, folder: Path, config: DataConfig, tokenizer: Tokenizer, ranks: Ranks
+    path: str, folder: Path, config: DataConfig, tokenizer: Tokenizer, ranks: Ranks, goes_on: bool
 ) -> TokenStore:
     text = Path(path).expanduser()
-    if (text / "store.json").is_file():
+    if _is_store(text):
         return TokenStore.open(text, tokenizer)
-    # A run that goes on has its store, and may do without the text.
-    if text.exists() or not (folder / "store.json").is_file():
-        ranks.from_main(lambda: _build(text, folder, config, tokenizer))
+
+    def build() -> None:
+        # A run that begins again after it was killed may do without the text, too.
+        if not _is_store(folder) or (text.exists() and not goes_on):
+            build_store(text, tokenizer, folder, field=config.field, suffixes=config.suffixes)
+
+    ranks.from_main(build)
     return TokenStore.open(folder, tokenizer)
-
-
-def _build(text: Path, folder: Path, config: DataConfig, tokenizer: Tokenizer) -> None:
-    build_store(text, tokenizer, folder, field=config.field, suffixes=config.suffixes)

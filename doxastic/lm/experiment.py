@@ -78,7 +78,7 @@ class DataConfig:
         ".md",
         ".jsonl",
     )
-    """The files of a folder that are read."""
+    """The files of a folder that are read; those of runs below it are not."""
 
     field: str = "text"
     """The field of a line of a .jsonl file that holds the text."""
@@ -89,7 +89,8 @@ class DataConfig:
 
     store: str = ""
     """Folder of the token store; by default tokens/ in the run folder. One that is there and was
-    made from the same text is used again."""
+    made from the same text is used again; a run that goes on has its own, even if the text has
+    changed."""
 
     held_out: str = ""
     """Text for evaluation in training, as `path`; by default the end of `path` is held out."""

@@ -8,14 +8,16 @@ from typing import NamedTuple
 
 import torch
 
+from doxastic.checkpoints import Checkpoint
 from doxastic.configuration import ConfigError
+from doxastic.language.batches import BatchSource, DocumentRows
 from doxastic.language.distributed import Ranks
 from doxastic.language.token_store import check_vocabulary
 from doxastic.language.trainer import Trainer
-from doxastic.lm.corpus import build_source, open_corpus
+from doxastic.lm.corpus import build_source, check_same_text, open_corpus
 from doxastic.lm.experiment import Experiment
 from doxastic.lm.loop import Loop
-from doxastic.lm.models import Adapted, unfit
+from doxastic.lm.models import Adapted, check_base, unfit
 from doxastic.lm.samples import build_sampler
 from doxastic.progress import Display, make_reporter
 from doxastic.runs import RunFolder
@@ -43,14 +45,15 @@ def prepare(job: Job, progress: bool, checkpoint: str | None = None) -> Loop:
 
     Raises:
         ConfigError: The experiment cannot be used with its text or its processes.
-        CheckpointError: The checkpoint is damaged, or of another experiment.
+        CheckpointError: The checkpoint is damaged, or of another experiment, text or base.
     """
-    experiment, trainer = job.experiment, _build_trainer(job)
-    restored = None
+    experiment, restored = job.experiment, None
     if checkpoint is not None:
         restored = RunFolder(job.path).load(checkpoint, with_trainer=True)
+        check_base(job.adapted, restored, experiment, job.path)
     start = 0 if restored is None else restored.update
     shown = progress and job.run is not None
+    trainer = _build_trainer(job, shown, goes_on=restored is not None)
     if shown:
         verb = "training" if restored is None else "continuing"
         size = sum(p.numel() for p in job.adapted.model.parameters())
@@ -66,18 +69,25 @@ def prepare(job: Job, progress: bool, checkpoint: str | None = None) -> Loop:
         make_reporter=lambda: make_reporter(training.updates, start, shown=shown, display=display),
         resume=f"doxastic lm {command} --resume {job.path}",
         sample=_sampler(job),
+        base=job.adapted.base,
     )
     if restored is not None:
-        try:
-            loop.restore(restored)
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise unfit(job.path, str(error)) from error
+        _restore(job, loop, trainer, restored)
     return loop
 
 
-def _build_trainer(job: Job) -> Trainer:
+def _restore(job: Job, loop: Loop, trainer: Trainer, checkpoint: Checkpoint) -> None:
+    identity = checkpoint.data["trainer"]["source"]["store"]
+    check_same_text(trainer.source.store, identity, job.experiment.data, job.path)
+    try:
+        loop.restore(checkpoint)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise unfit(job.path, str(error)) from error
+
+
+def _build_trainer(job: Job, shown: bool, *, goes_on: bool) -> Trainer:
     experiment, ranks = job.experiment, job.ranks
-    corpus = open_corpus(experiment.data, job.adapted.tokenizer, job.path, ranks)
+    corpus = open_corpus(experiment.data, job.adapted.tokenizer, job.path, ranks, goes_on=goes_on)
     for store in filter(None, corpus):
         check_vocabulary(store, job.adapted.model.config.vocab_size)
     tunes_start = job.adapted.start_state is not None
@@ -90,6 +100,9 @@ def _build_trainer(job: Job) -> Trainer:
             experiment.data, corpus.held_out, ranks, experiment.seed,
             for_evaluation=True, tunes_start=tunes_start,
         )  # fmt: skip
+    if shown:
+        _tell_cut("data", source)
+        _tell_cut("the held-out text", held_out)
     return Trainer(
         job.adapted.model,
         source,
@@ -100,6 +113,17 @@ def _build_trainer(job: Job) -> Trainer:
         saves=job.adapted.method.saves,
         seed=experiment.seed,
     )
+
+
+def _tell_cut(which: str, source: BatchSource | None) -> None:
+    """Print how much of the documents is cut off, if anything is."""
+    if isinstance(source, DocumentRows) and source.cut_documents:
+        print(
+            f"{which}: {source.cut_documents:,} of {len(source.store.documents):,} documents are "
+            f"longer than data.block = {source.block:,} and lose their end, {source.cut_tokens:,} "
+            "tokens in all",
+            flush=True,
+        )
 
 
 def _sampler(job: Job) -> Callable[[int], None] | None:

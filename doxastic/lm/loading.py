@@ -57,6 +57,7 @@ def load(path: Path, options: LoadingOptions) -> tuple[LanguageModel, Tokenizer]
     from doxastic.devices import torch_device
     from doxastic.language.adaptation import load_adapter
     from doxastic.language.formats import load_model
+    from doxastic.language.formats.checkpoint import converted
     from doxastic.language.prompts import check_vocabulary
     from doxastic.language.tokenizers import load_tokenizer
 
@@ -71,8 +72,9 @@ def load(path: Path, options: LoadingOptions) -> tuple[LanguageModel, Tokenizer]
     if adapter is not None:
         # In half precision small updates would be rounded away, and the base be another one.
         own = model.emb.weight.dtype
-        load_adapter(model.float(), adapter, merge=True)
-        model = model.to(own if dtype is None else dtype)
+        load_adapter(model.to(torch.promote_types(own, torch.float32)), adapter, merge=True)
+        for name, parameter in model.named_parameters():
+            parameter.data = converted(name, parameter.data, own if dtype is None else dtype)
     spec = options.tokenizer or tokenizer_spec(base, run, model.config.vocab_size)
     tokenizer = load_tokenizer(spec)
     check_vocabulary(model, tokenizer)
@@ -112,8 +114,10 @@ def base_and_adapter(path: Path, adapter: Path | None) -> tuple[Path, Path | Non
         adapter: An adapter, or the run that made it.
 
     Raises:
-        ConfigError: The run holds a state, which is no model.
+        ConfigError: The run holds a state, which is no model, or has not finished.
     """
+    for named in filter(None, (path, adapter)):
+        refuse_unfinished(named)
     is_run = (path / "config.yaml").is_file() and not (path / "model").is_dir()
     if is_run and (path / STATE).is_file():
         raise ConfigError(
@@ -127,16 +131,35 @@ def base_and_adapter(path: Path, adapter: Path | None) -> tuple[Path, Path | Non
     return path, adapter
 
 
+def refuse_unfinished(path: Path) -> None:
+    """Return unless the path is a run of training that has not written yet what it learns.
+
+    Raises:
+        ConfigError: It is one; the message has the command that goes on with it.
+    """
+    is_run = (path / "config.yaml").is_file() and (path / "checkpoints").is_dir()
+    if not is_run or any((path / name).exists() for name in ("model", ADAPTER, STATE)):
+        return
+    settings = read_yaml(path / "config.yaml")
+    adaptation = settings.get("adaptation") if isinstance(settings, dict) else None
+    # Other runs, of agents, have no such section.
+    if isinstance(adaptation, dict):
+        command = "finetune" if adaptation.get("base") else "pretrain"
+        words = shlex.join(["doxastic", "lm", command, "--resume", str(path)])
+        raise ConfigError(f"{path} is a run that has not finished; go on with it: {words}")
+
+
 def refuse_learnt(path: Path) -> None:
-    """Return unless what is named as a model is what was learnt beside one, without the model.
+    """Return unless what is named as a model is an unfinished run, or was learnt beside a model.
 
     Args:
         path: A run, a folder or a file that holds no model.
 
     Raises:
-        ConfigError: It holds an adapter or a state; the message has the command that merges LoRA,
-            or says which model to name instead.
+        ConfigError: It is a run that has not finished, or holds an adapter or a state; the message
+            has the command that goes on or merges LoRA, or says which model to name instead.
     """
+    refuse_unfinished(path)
     places = (path / ADAPTER / "adapter.safetensors", path / "adapter.safetensors", path / STATE)
     file = next((place for place in (path, *places) if place.is_file()), None)
     what = None if file is None else _learnt(file)
@@ -190,8 +213,9 @@ def tokenizer_spec(path: Path, run: Path | None, vocab_size: int) -> str:
     data = read_yaml(run / "config.yaml").get("data") if run else None
     if isinstance(data, dict) and isinstance(data.get("tokenizer"), str):
         return data["tokenizer"]
-    if (path / "tokenizer.json").is_file():
-        return str(path / "tokenizer.json")
+    beside = (path if path.is_dir() else path.parent) / "tokenizer.json"
+    if beside.is_file():
+        return str(beside)
     if vocab_size not in _BY_VOCABULARY:
         raise ConfigError(
             f"{path} has {vocab_size} token ids, which tells no tokenizer; name it with "

@@ -36,6 +36,7 @@ class Loop:
         make_reporter: Gives what shows the progress, when training begins.
         resume: The command that goes on with the run, for messages.
         sample: Called after an update with its number, in the first process.
+        base: Identity of the model underneath what is trained, for those who go on with it.
     """
 
     def __init__(
@@ -47,12 +48,14 @@ class Loop:
         make_reporter: Callable[[], Reporter],
         resume: str,
         sample: Callable[[int], None] | None = None,
+        base: str | None = None,
     ) -> None:
         self._trainer, self._run, self._make_reporter = trainer, run, make_reporter
         self._checkpoint_updates, self._evaluates = checkpoint_updates, trainer.evaluates
-        self._resume, self._sample = resume, sample
+        self._resume, self._sample, self._base = resume, sample, base
         self._saved_update: int | None = None
         self._lowest = math.inf
+        self._lowest_update: int | None = None
         self._evaluations_since = 0
         self._seconds = 0.0
         self._is_between_updates = True
@@ -72,9 +75,20 @@ class Loop:
         self._trainer.load_state_dict(
             TrainerState(dict(checkpoint.weights), dict(checkpoint.trainer), data["trainer"])
         )
-        self._lowest = math.inf if data["lowest"] is None else data["lowest"]
+        lowest, update = data["lowest"], data.get("lowest_update")
+        # Without the checkpoint that reached it, a worse one would pass for the best, of that loss.
+        if lowest is not None and self._keeps(update):
+            self._lowest, self._lowest_update = lowest, update
         self._evaluations_since, self._seconds = data["evaluations_since"], data["seconds"]
         self._saved_update = checkpoint.update
+
+    def _keeps(self, update: int | None) -> bool:
+        """Return whether the checkpoint of an update is still there."""
+        if update is None:
+            # One of an earlier version, which did not say where the lowest loss was.
+            return True
+        run = self._run
+        return self._trainer.ranks.from_main(lambda: run is not None and run.keeps(update))
 
     def train(self) -> None:
         """Update to the end or until the loss on held-out text stays up, then save.
@@ -153,7 +167,8 @@ class Loop:
         """Add `held_out_loss` to the metrics and return whether it is the lowest so far."""
         loss = metrics["held_out_loss"] = self._trainer.evaluate()
         is_best = loss < self._lowest
-        self._lowest = min(loss, self._lowest)
+        if is_best:
+            self._lowest, self._lowest_update = loss, self._trainer.updates
         self._evaluations_since = 0 if is_best else self._evaluations_since + 1
         return is_best
 
@@ -183,6 +198,8 @@ class Loop:
             data={
                 "trainer": state.data,
                 "lowest": self.lowest,
+                "lowest_update": self._lowest_update,
+                "base": self._base,
                 "evaluations_since": self._evaluations_since,
                 "seconds": self._seconds,
             },

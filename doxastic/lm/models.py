@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from doxastic.checkpoints import CheckpointError
+from doxastic.checkpoints import Checkpoint, CheckpointError
 from doxastic.language.model import LanguageModel
 from doxastic.language.objective import StartState
 from doxastic.language.tokenizers import Tokenizer, load_tokenizer
@@ -27,6 +27,8 @@ class Adapted(NamedTuple):
     tokenizer: Tokenizer
     method: Adaptation
     start_state: StartState | None
+    base: str | None
+    """Identity of the model underneath, where a checkpoint holds nothing of it; else None."""
 
 
 def build(experiment: Experiment) -> Adapted:
@@ -46,7 +48,17 @@ def build(experiment: Experiment) -> Adapted:
         else:
             tokenizer = load_tokenizer(spec or "bytes")
             model = LanguageModel(experiment.model.build(_vocabulary(tokenizer)))
-        return Adapted(model, tokenizer, method, method.prepare(model))
+        start_state = method.prepare(model)
+    return Adapted(model, tokenizer, method, start_state, _identity(experiment, model))
+
+
+def _identity(experiment: Experiment, model: LanguageModel) -> str | None:
+    if experiment.adaptation.method == "full":
+        return None
+    # Imported here: a new model needs nothing of fine-tuning.
+    from doxastic.language.adaptation.files import base_identity
+
+    return base_identity(model)
 
 
 def _given_model(path: Path) -> tuple[LanguageModel, Callable[[], str]]:
@@ -82,13 +94,30 @@ def load(run: str | Path, which: str = "best") -> Adapted:
     if isinstance(adapted.start_state, nn.Module):
         whole["start_state"] = adapted.start_state
     own = {name.removeprefix("model."): x for name, x in whole.state_dict().items()}
-    saved = folder.load(which).weights
+    checkpoint = folder.load(which)
+    check_base(adapted, checkpoint, experiment, folder.path)
+    saved = checkpoint.weights
     for name, tensor in own.items():
         if adapted.method.saves(name):
             if name not in saved or saved[name].shape != tensor.shape:
                 raise unfit(folder.path, f"it has no {name} of shape {list(tensor.shape)}")
             tensor.copy_(saved[name])
     return adapted
+
+
+def check_base(adapted: Adapted, checkpoint: Checkpoint, experiment: Experiment, run: Path) -> None:
+    """Check that what was learnt beside a model comes back to the same one.
+
+    Raises:
+        CheckpointError: The weights of the base are others than in training.
+    """
+    # Checkpoints of earlier versions do not say it.
+    before = checkpoint.data.get("base")
+    if before is not None and before != adapted.base:
+        raise CheckpointError(
+            f"{run} was trained on other weights than {experiment.adaptation.base} has now, and "
+            "what it learnt means nothing to these; restore that model, or train a new run"
+        )
 
 
 def _vocabulary(tokenizer: Tokenizer) -> int:

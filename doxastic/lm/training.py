@@ -91,26 +91,32 @@ def _resume(
     _check_changes(saved, wanted, folder)
     with _processes(wanted) as (device, ranks), contextlib.ExitStack() as stack:
         run = stack.enter_context(folder) if ranks.is_main else None
-        name = ranks.from_main(lambda: _take(folder, which, wanted, saved))
+        step = ranks.from_main(lambda: _take(folder, which))
         adapted = build(wanted)
         job = Job(wanted, adapted, run, run_path, device, ranks)
-        loop = prepare(job, progress, name)
+        loop = prepare(job, progress, None if step is None else f"step-{step}")
+        # Only now, when the run can go on, is its folder changed.
+        ranks.from_main(lambda: _rewind(folder, step or 0, wanted, saved))
         _finish(job, loop, progress)
     return run_path
 
 
-def _take(folder: RunFolder, which: str, wanted: Experiment, saved: Experiment) -> str | None:
-    """Lock the run, drop what came after the checkpoint, and return the checkpoint's name.
+def _take(folder: RunFolder, which: str) -> int | None:
+    """Lock the run and return the step of the checkpoint.
 
     A run that was killed while its text was read has none, and begins.
     """
     folder.lock()
-    begins = which == "last" and not folder.has_checkpoint
-    step = 0 if begins else folder.load(which).step
+    if which == "last" and not folder.has_checkpoint:
+        return None
+    return folder.load(which).step
+
+
+def _rewind(folder: RunFolder, step: int, wanted: Experiment, saved: Experiment) -> None:
+    """Drop what came after the step, and write down what the run is from there on."""
     folder.rewind(step)
     if wanted != saved:
         folder.write("config.yaml", dump_yaml(to_dict(wanted)).encode())
-    return None if begins else f"step-{step}"
 
 
 def _create(

@@ -142,6 +142,11 @@ def _read_description(header: Mapping[str, str], where: Path) -> dict[str, Any]:
         version = description["version"]
         if version == _VERSION:
             description["lora"] = description["lora"] and LoRAConfig(**description["lora"])
+            base = description["base"]
+            description["base"] = {
+                "identity": str(base["identity"]),
+                "config": dict(base["config"]),
+            }
             return {key: description[key] for key in ("lora", "state_offset", "base")}
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFileError(f"{where}: its header {_HEADER!r} is damaged: {error!r}.") from error

@@ -22,6 +22,9 @@ class DocumentRows(BatchSource):
     order; an epoch is exact but for the pools that it shares with its neighbours. Rows are padded
     on the right with targets that do not count, as far as the longest row of the global batch
     goes. A document longer than `block` loses its end.
+
+    Raises:
+        ValueError: If no target that counts is left.
     """
 
     cut_documents: int
@@ -44,6 +47,12 @@ class DocumentRows(BatchSource):
         self.cut_documents = int((too_long > 0).sum())
         self.cut_tokens = int(too_long.sum())
         self._lengths = np.minimum(store.lengths, block)
+        if not self._has_targets(too_long > 0):
+            raise ValueError(
+                f"no target counts in the first block = {block} tokens of any document, and the "
+                f"rest is cut off; choose a longer block (--data.block): with "
+                f"{store.lengths.max()} no document is cut."
+            )
         # A pool is not longer than an epoch, or the same document would be in it many times.
         self._pool_batches = min(max(len(self._lengths) // batch_size, 1), POOL)
         self._pool, self._pooled = -1, np.zeros((0, batch_size), np.int64)
@@ -53,6 +62,17 @@ class DocumentRows(BatchSource):
     def epoch(self) -> int:
         """How often every document has been read."""
         return self._batches * self.batch_size // len(self._lengths)
+
+    def _has_targets(self, is_cut: np.ndarray) -> bool:
+        """Return whether any target in the rows counts, for documents `[D]` that are cut or not."""
+        # The end of a document always does, but that of an open last one.
+        if not is_cut[:-1].all() or (self.store.closed and not is_cut[-1]):
+            return True
+        if self._mask is None:
+            return bool(is_cut.any() or self._lengths[-1] > 1)
+        first = self._starts + 1
+        ranges = zip(first, first + self._lengths, strict=True)
+        return any(self._mask[start:end].any() for start, end in ranges)
 
     def _make(self) -> Batch:
         pool, number = divmod(self._batches, self._pool_batches)

@@ -77,7 +77,10 @@ def _read(path: Path) -> _Content:
     if path.is_dir():
         return _read_folder(path)
     if not files.is_safetensors(path):
-        return _Content(files.read_pickled(path), {}, None, path, "pth")
+        pickled = files.read_pickled(path)
+        # No reader of RWKV-LM's .pth looks at a config.json beside it.
+        beside = _settings(path.parent) if hugging_face.has_these_names(pickled) else None
+        return _Content(pickled, {}, beside, path, "pth")
     tensors, metadata = files.read_safetensors(path)
     # Beside a file that says itself what it is, config.json may be another model's.
     beside = None if HEADER in metadata else _settings(path.parent)

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,9 +25,12 @@ def write_pickled(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def write_safetensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    make_way: Callable[[], object] = lambda: None,
 ) -> None:
-    """Write a safetensors file with the text in its header, whole or not at all."""
+    """Write a safetensors file with the text in its header, whole or not at all, by `replacing`."""
     import_safetensors()
     from safetensors.torch import save_file
 
@@ -38,7 +41,7 @@ def write_safetensors(
         # Tied weights are written twice: the format refuses tensors that share their numbers.
         own[name] = alone.clone() if alone.data_ptr() in stored else alone
         stored.add(own[name].data_ptr())
-    with replacing(path) as temporary:
+    with replacing(path, make_way) as temporary:
         save_file(own, str(temporary), dict(metadata))
 
 
@@ -54,11 +57,16 @@ def as_json(content: Mapping[str, Any]) -> bytes:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, make_way: Callable[[], object] = lambda: None) -> Iterator[Path]:
     """Yield a temporary path whose file takes the place of `path` once it is on the disk.
 
     What stood there stays whole until then, also where the process is killed. A link stays one:
     what it leads to is replaced. A device or a pipe is written to.
+
+    Args:
+        path: The file.
+        make_way: Called once the new file is on the disk and before it takes its place, to remove
+            what must not stand beside it.
 
     Raises:
         OSError: The disk refuses; the temporary file is removed.
@@ -76,6 +84,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        make_way()
         if is_stream:
             place.write_bytes(temporary.read_bytes())
             temporary.unlink()

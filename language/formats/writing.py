@@ -104,11 +104,14 @@ def _write_folder(
     settings: dict[str, Any],
 ) -> None:
     place = folder / SETTINGS
-    # The header of the weights says what they are. A config.json of another model goes first:
-    # whenever the process is killed, what stands in the folder can be read.
-    if place.is_file() and place.read_bytes() != replacing.as_json(settings):
-        place.unlink()
-    replacing.write_safetensors(folder / WEIGHTS, tensors, metadata)
+
+    def make_way() -> None:
+        # The header of the weights says what they are. A config.json of another model goes before
+        # they come: whenever the process is killed, what stands in the folder can be read.
+        if place.is_file() and place.read_bytes() != replacing.as_json(settings):
+            place.unlink()
+
+    replacing.write_safetensors(folder / WEIGHTS, tensors, metadata, make_way)
     replacing.write_json(place, settings)
 
 

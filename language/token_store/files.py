@@ -11,6 +11,19 @@ import numpy as np
 FORMAT = "doxastic token store"
 VERSION = 1
 FILES = ("store.json", "tokens.bin", "documents.npy", "mask.bin")
+# What store.json says of the other files and of their tokens.
+FIELDS = {
+    "fingerprint": str,
+    "tokenizer": str,
+    "vocab_size": int,
+    "end_of_document": int,
+    "largest_id": int,
+    "dtype": str,
+    "tokens": int,
+    "documents": int,
+    "masked": bool,
+    "identity": str,
+}
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -22,7 +35,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     """Return what store.json says.
 
     Raises:
-        ValueError: If the folder holds no store, or one of another version.
+        ValueError: If the folder holds no store, one of another version, or a damaged description.
     """
     path = folder / "store.json"
     try:
@@ -34,6 +47,18 @@ def read_description(folder: Path) -> dict[str, Any]:
     if about.get("version") != VERSION:
         raise ValueError(
             f"{path} has version {about.get('version')}; expected {VERSION}. Build the store again."
+        )
+    for field, kind in FIELDS.items():
+        if type(found := about.get(field)) is not kind:
+            raise ValueError(
+                f"{path} says that {field} is {found!r}; expected a value of type {kind.__name__}. "
+                "Build the store again."
+            )
+    # No other dtype is ever asked of the disk: as objects, tokens would be followed as pointers.
+    if about["dtype"] != (dtype := token_dtype(about["vocab_size"])).name:
+        raise ValueError(
+            f"{path} says that {about['vocab_size']} ids are stored as {about['dtype']}; expected "
+            f"{dtype}. Build the store again."
         )
     return about
 

@@ -63,7 +63,8 @@ class Tally:
 def list_sources(source: Path, suffixes: Iterable[str]) -> list[Source]:
     """Return the files to read: the one named, or those of a folder and all below it, sorted.
 
-    In a folder, files and folders whose name begins with a dot are left out.
+    In a folder, files and folders whose name begins with a dot are left out, and so are runs, which
+    write metrics and texts of their own while they are trained.
 
     Raises:
         ValueError: If there is nothing to read.
@@ -74,15 +75,21 @@ def list_sources(source: Path, suffixes: Iterable[str]) -> list[Source]:
         raise ValueError(f"{source} does not exist; expected a text file, a .jsonl or a folder.")
     wanted = tuple(suffix.lower() for suffix in suffixes)
     visible = [
-        (path.relative_to(source).as_posix(), path)
+        path
         for path in source.rglob("*")
         if path.is_file() and not any(p.startswith(".") for p in path.relative_to(source).parts)
     ]
+    runs = {path.parent for path in visible if _configures_run(path)} - {source}
+    texts = {
+        path.relative_to(source).as_posix(): path
+        for path in visible
+        if runs.isdisjoint(path.parents)
+    }
     chosen = [
-        _describe(path, name) for name, path in sorted(visible) if name.lower().endswith(wanted)
+        _describe(texts[name], name) for name in sorted(texts) if name.lower().endswith(wanted)
     ]
     if not chosen:
-        found = sorted({path.suffix for _, path in visible})[:20]
+        found = sorted({path.suffix for path in texts.values()})[:20]
         raise ValueError(
             f"{source} has no file that ends in {', '.join(wanted)}; it has the suffixes {found}. "
             "Choose the suffixes to read (--suffixes)."
@@ -120,6 +127,11 @@ def digest_of(path: Path) -> str:
 def _describe(path: Path, name: str) -> Source:
     about = path.stat()
     return Source(path, name, about.st_size, about.st_mtime_ns)
+
+
+def _configures_run(path: Path) -> bool:
+    """Return whether a file is the configuration in the folder of a run."""
+    return path.name == "config.yaml" and (path.parent / "checkpoints").is_dir()
 
 
 def _read(path: Path) -> Iterator[bytes]:

@@ -87,7 +87,7 @@ class TokenStore:
             )
         count = about["tokens"]
         return cls(
-            tokens=map_array(folder / "tokens.bin", np.dtype(about["dtype"]), count),
+            tokens=map_array(folder / "tokens.bin", token_dtype(about["vocab_size"]), count),
             documents=read_documents(folder / "documents.npy", about["documents"], count),
             mask=map_array(folder / "mask.bin", np.dtype(bool), count) if about["masked"] else None,
             **{key: about[key] for key in KEPT},

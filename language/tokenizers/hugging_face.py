@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ PART = 1 << 20
 # A joint is looked for in so many bytes before the end of a part.
 SEARCHED = 1 << 14
 CONTINUATION = bytes(range(0x80, 0xC0))
+# Bytes that are in no text, in UTF-8.
+NEVER = {0xC0, 0xC1, *range(0xF5, 0x100)}
 # Between letters or digits, before a space or the end of a line.
 SPACE, LINE_END = r"[^\W_](?= [^\W_])", r"[^\W_](?=\n[^\W_])"
 
@@ -71,29 +73,33 @@ class HuggingFaceTokenizer(Tokenizer):
         """Yield the token ids of one text that comes in pieces.
 
         Up to a mebibyte is encoded as a whole. A longer text is parted where a space or the end of
-        a line stands between two letters or digits: the patterns by which byte-level tokenizers
-        part a text before they merge (GPT-2's and its successors') part it there as well.
+        a line stands between two letters or digits, and the tokenizer's own pattern parts it there
+        before it merges, as those of GPT-2 and its successors do. Where none does, because tokens
+        span words, the text is held and encoded as a whole, however long.
         """
         rest = b""
         for piece in pieces:
             rest += piece
-            position = _last_joint(rest, self._joints) if len(rest) > PART else 0
+            position = self._last_joint(rest) if len(rest) > PART else 0
             if position:
                 yield self.encode(rest[:position])
                 rest = rest[position:]
         if rest:
             yield self.encode(rest)
 
-
-def _last_joint(data: bytes, joints: Sequence[str]) -> int:
-    """Return where to part a text, 0 for nowhere; its end is searched for the joints in order."""
-    tail = data[-SEARCHED:].lstrip(CONTINUATION)
-    text = tail.decode("utf-8", "ignore")
-    for joint in joints:
-        found = [match.end() for match in re.finditer(joint, text)]
-        if found:
-            return len(data) - len(tail) + len(text[: found[-1]].encode())
-    return 0
+    def _last_joint(self, data: bytes) -> int:
+        """Return where to part a text, 0 for nowhere; its end is searched."""
+        if self._encoder.pre_tokenizer is None:
+            return 0
+        tail = data[-SEARCHED:].lstrip(CONTINUATION)
+        text = tail.decode("utf-8", "ignore")
+        parts = self._encoder.pre_tokenizer.pre_tokenize_str(text)
+        starts = {start for _, (start, _) in parts}
+        for joint in self._joints:
+            found = [m.end() for m in re.finditer(joint, text) if m.end() in starts]
+            if found:
+                return len(data) - len(tail) + len(text[: found[-1]].encode())
+        return 0
 
 
 def _read(path: Path) -> Any:
@@ -155,8 +161,21 @@ def _table(path: Path, encoder: Any, end: int) -> Table:
                 f"{path}: token {index}, {token!r}, has the character {error}, which stands for "
                 "no byte; expected a byte-level vocabulary."
             ) from error
+    _check_alphabet(path, encoder, alphabet)
     table[end] = b""
     return table
+
+
+def _check_alphabet(path: Path, encoder: Any, alphabet: dict[str, int]) -> None:
+    """Refuse a vocabulary without a token for every byte: the library drops what it lacks."""
+    known = encoder.get_vocab(with_added_tokens=False)
+    absent = sorted({byte for char, byte in alphabet.items() if char not in known} - NEVER)
+    if absent:
+        raise ValueError(
+            f"{path} has no token for {len(absent)} bytes, {absent[0]:#04x} the first, which texts "
+            "would lose; expected one for every byte of UTF-8. Train it again with "
+            "initial_alphabet=ByteLevel.alphabet()."
+        )
 
 
 def _alphabet() -> dict[str, int]:

@@ -143,10 +143,33 @@ def _version(tensors, header) -> None:
     header["doxastic-adapter"] = json.dumps({**about, "version": 2})
 
 
+def _without(key: str):
+    """Return what takes a field out of the description of the base."""
+
+    def change(tensors, header) -> None:
+        about = json.loads(header["doxastic-adapter"])
+        del about["base"][key]
+        header["doxastic-adapter"] = json.dumps(about)
+
+    return change
+
+
+def _base_is(base: object):
+    def change(tensors, header) -> None:
+        about = json.loads(header["doxastic-adapter"])
+        header["doxastic-adapter"] = json.dumps({**about, "base": base})
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda tensors, header: header.clear(), "is no adapter"),
+        (_without("config"), r"header 'doxastic-adapter' is damaged: KeyError\('config'\)"),
+        (_without("identity"), r"header 'doxastic-adapter' is damaged: KeyError\('identity'\)"),
+        (_base_is({"config": 3, "identity": ""}), "header 'doxastic-adapter' is damaged"),
+        (_base_is([]), "header 'doxastic-adapter' is damaged"),
         (lambda tensors, header: header.update({"doxastic-adapter": "{"}), "is damaged"),
         (lambda tensors, header: header.update({"doxastic-adapter": "[]"}), "is damaged"),
         (_version, "in version 2; this doxastic reads version 1"),

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -273,6 +274,34 @@ def test_document_rows_hold_every_document_once_an_epoch(batch_size: int, block:
     assert source.epoch == drawn // len(store.documents)
     assert source.cut_documents == int((store.lengths > block).sum())
     assert source.cut_tokens == int((store.lengths - block).clip(min=0).sum())
+
+
+def prompted(prompts: list[int], completion: int = 3) -> TokenStore:
+    """Return documents of which only so many last tokens, and their ends, count."""
+    documents = [np.arange(prompt + completion) + 1 for prompt in prompts]
+    masks = [np.arange(prompt + completion) >= prompt for prompt in prompts]
+    return TokenStore.from_documents(documents, vocab_size=99, end_of_document=END, masks=masks)
+
+
+def test_document_rows_without_a_target_that_counts_are_refused() -> None:
+    store = prompted([20, 12, 30])
+    # The twelve tokens behind the one that opens a document are a prompt; the next one counts.
+    assert DocumentRows(store, 3, 13).next_batch().mask.sum() == 1
+    with pytest.raises(
+        ValueError, match=r"no target counts in the first block = 12 .* \(--data.block\): with 34 "
+    ):
+        DocumentRows(store, 3, 12)
+    assert DocumentRows(prompted([20, 1]), 2, 5).next_batch().mask.sum() == 4
+
+
+def test_document_rows_of_one_token_each_have_targets() -> None:
+    assert DocumentRows(make_store([9, 5]), 2, 1).next_batch().mask.all()
+
+
+def test_document_rows_of_nothing_but_an_open_end_are_refused() -> None:
+    store = replace(make_store([1]), tokens=np.array([END]), closed=False)
+    with pytest.raises(ValueError, match="no target counts"):
+        DocumentRows(store, 1, 4)
 
 
 def test_document_rows_put_documents_of_similar_length_together() -> None:

@@ -23,6 +23,7 @@ from doxastic.language.config import LanguageConfig
 from doxastic.language.formats import (
     Checkpoint,
     FileFormat,
+    ModelFileError,
     convert,
     load_model,
     read_checkpoint,
@@ -243,6 +244,24 @@ def test_an_old_file_with_its_six_mixes_in_one_tensor_is_read(tmp_path) -> None:
         tensors[f"model.layers.{layer}.attn.x_x"] = torch.stack(mixes)
     write_theirs(tmp_path, tensors)
     assert_same_tensors(dict(read_checkpoint(tmp_path).tensors), random_tensors(COMMON))
+
+
+def test_a_pickled_file_of_hugging_face_is_what_the_config_beside_it_says(tmp_path) -> None:
+    torch.save(theirs(COMMON), tmp_path / "pytorch_model.bin")
+    known = {"model_type": "rwkv7", "norm_eps": 2e-5}
+    (tmp_path / "config.json").write_text(json.dumps(known))
+    found = read_checkpoint(tmp_path / "pytorch_model.bin")
+    assert (found.config.norm_eps, found.config.group_norm_eps) == (2e-5, 128e-5)
+    assert found.format == "hf"
+    (tmp_path / "config.json").write_text(json.dumps({**known, "hidden_act": "silu"}))
+    with pytest.raises(ModelFileError, match="hidden_act is 'silu'; expected 'sqrelu'"):
+        read_checkpoint(tmp_path / "pytorch_model.bin")
+
+
+def test_a_pth_is_not_what_a_config_beside_it_says(tmp_path) -> None:
+    release(COMMON, tmp_path / "model.pth")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "norm_eps": 2e-5}))
+    assert read_checkpoint(tmp_path / "model.pth").config == COMMON
 
 
 def test_a_model_in_parts_is_read(tmp_path) -> None:

@@ -436,6 +436,7 @@ def test_a_write_that_fails_leaves_the_old_model_whole(tmp_path) -> None:
     paths = [tmp_path / fault / name for fault in ("full", "killed") for name in WAYS.values()]
     for path, way in zip(paths, 2 * [*WAYS], strict=True):
         write_checkpoint(checkpoint, path, way)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     run = subprocess.run(
         [sys.executable, "-c", SAVE.replace("{ways}", str(WAYS))],
         cwd=tmp_path,
@@ -444,6 +445,8 @@ def test_a_write_that_fails_leaves_the_old_model_whole(tmp_path) -> None:
         timeout=120,
     )
     assert run.returncode == 0, run.stderr
+    # config.json too: without it the programs of the Hugging Face layout find no model.
+    assert [file.name for file, content in before.items() if file.read_bytes() != content] == []
     for path in paths:
         found = read_checkpoint(path)
         assert found.config == CONFIG

@@ -10,6 +10,7 @@ import torch
 from language_cases import random_model, small_config
 from tolerances import NORMALISED, assert_close
 
+from doxastic.language.batches import RandomWindows
 from doxastic.language.formats.files import read_safetensors
 from doxastic.language.formats.replacing import write_safetensors
 from doxastic.language.generation import generate
@@ -17,7 +18,10 @@ from doxastic.language.prefill import prefill
 from doxastic.language.prompt_cache import PromptCache
 from doxastic.language.sampling import SamplingConfig
 from doxastic.language.state_files import load_state, save_state
+from doxastic.language.token_store import TokenStore
 from doxastic.language.tokenizers import ByteTokenizer
+from doxastic.language.trainer import Trainer
+from doxastic.language.training_config import TrainingConfig
 from doxastic.memory.state import CoreState
 
 TOLERANCE = NORMALISED[torch.float32]
@@ -89,6 +93,20 @@ def test_nothing_is_found_once_the_weights_have_changed(model) -> None:
     assert cache.tokens_found == 0
 
 
+def test_nothing_is_found_once_a_trainer_has_made_an_update(model) -> None:
+    model.requires_grad_(False)
+    model.blocks[1].att.key.weight.requires_grad_(True)
+    store = TokenStore.from_documents([RULES], vocab_size=37, end_of_document=0)
+    config = TrainingConfig(updates=2, learning_rate=1e-2, warmup_updates=0)
+    trainer = Trainer(model, RandomWindows(store, 2, 8), config)
+    cache = PromptCache(model)
+    cache.prefill([ids()])
+    for _ in range(2):
+        trainer.update()
+        assert_equals_reading(cache, [ids()])
+    assert cache.tokens_found == 0
+
+
 def test_a_saved_cache_is_found_again(model, tmp_path) -> None:
     cache, loaded = PromptCache(model), PromptCache(random_model(small_config()))
     expected = cache.prefill([ids(1), ids(2, 2)])
@@ -110,6 +128,50 @@ def test_generation_with_a_cache_equals_generation_without(tmp_path) -> None:
         found = generate(model, tokenizer, prompts, config, cache=cache)
         assert [g.tokens for g in found] == [g.tokens for g in expected]
     assert cache.tokens_read < 100
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)],
+)
+def test_a_cache_of_one_precision_serves_the_same_model_in_another(tmp_path, written, read) -> None:
+    rounded = random_model(small_config(vocab_size=257, layers=2)).bfloat16()
+    cache = PromptCache(rounded.to(written))
+    config = SamplingConfig(max_new_tokens=2)
+    generate(rounded, ByteTokenizer(), ["the rules"], config, cache=cache)
+    cache.save(tmp_path / "prompts")
+    loaded = PromptCache(rounded.to(read))
+    loaded.load(tmp_path / "prompts")
+    prompts = ["the rules", "the rules of it"]
+    found = generate(rounded, ByteTokenizer(), prompts, config, cache=loaded)
+    assert [len(done.tokens) for done in found] == [2, 2]
+    assert (loaded.tokens_found, loaded.tokens_read) == (2 * 10, 6)
+    assert loaded.prefill([np.array([256, *b"the rules"])])[0].dtype == read
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ({"lengths": torch.tensor([30, 31, 31])}, r"lengths is \[3\] torch\.int64; .*\[2\]"),
+        ({"lengths": torch.tensor([31.0, 32.0])}, r"prompts\.lengths is \[2\] torch\.float32"),
+        ({"lengths": torch.tensor([31, 33])}, r"adds up to 64; expected 63, as many as"),
+        ({"lengths": torch.tensor([0, 63])}, r"adds up to 63; .* no length below 1"),
+        ({"tokens": torch.ones(63)}, r"prompts\.tokens is \[63\] torch\.float32; .*\[63\]"),
+        ({"tokens": torch.ones(9, 7, dtype=torch.int64)}, r"prompts\.tokens is \[9, 7\]"),
+        ({"features": torch.ones(1, 64)}, r"prompts\.features is \[1, 64\] .*\[2, 64\]"),
+        ({"features": torch.ones(2, 63)}, r"prompts\.features is \[2, 63\] .*\[2, 64\]"),
+    ],
+)
+def test_a_cache_whose_parts_disagree_is_refused(model, tmp_path, spoil, message) -> None:
+    path, cache = tmp_path / "prompts", PromptCache(model)
+    cache.prefill([ids(5), np.array([9, 9, *RULES])])
+    cache.save(path)
+    tensors, header = read_safetensors(path)
+    write_safetensors(path, tensors | {f"prompts.{k}": t for k, t in spoil.items()}, header)
+    loaded = PromptCache(model)
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))}.*{message}.*is damaged"):
+        loaded.load(path)
+    assert len(loaded) == 0
 
 
 def test_files_of_other_models_and_kinds_are_refused(model, tmp_path) -> None:

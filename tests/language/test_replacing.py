@@ -34,6 +34,18 @@ def test_a_pipe_is_written_to_and_stays_one(tmp_path):
     assert torch.equal(read_safetensors(tmp_path / "file")[0]["a"], TENSORS["a"])
 
 
+def test_what_makes_way_goes_once_the_new_file_is_written(tmp_path):
+    path, seen = tmp_path / "file", []
+    path.write_bytes(b"old")
+    with replacing(path, lambda: seen.append((path.read_bytes(), len([*tmp_path.iterdir()])))) as t:
+        t.write_bytes(b"new")
+        assert seen == []
+    assert (seen, path.read_bytes()) == ([(b"old", 2)], b"new")
+    with pytest.raises(KeyError), replacing(path, seen.clear):
+        raise KeyError
+    assert len(seen) == 1
+
+
 def test_what_stood_there_stays_where_writing_fails(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")

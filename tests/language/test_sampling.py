@@ -106,6 +106,14 @@ def test_temperature_zero_takes_the_most_probable_token() -> None:
     assert sampler.draw(torch.stack((LOGITS[0], -LOGITS[0]))).tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("config", [{}, {"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.1}])
+@pytest.mark.parametrize("temperature", [1e-30, 1e-38, 1e-46, 5e-324])
+def test_the_smallest_temperature_takes_the_most_probable_tokens(temperature, config) -> None:
+    logits = torch.tensor([[3.0, 7.0, -5.0, 7.0]])
+    found = frequencies(logits, SamplingConfig(temperature=temperature, **config))
+    assert found == pytest.approx([0, 0.5, 0, 0.5])
+
+
 def penalised(config: SamplingConfig, prompt: list[int], written: list[int], logits: Tensor):
     """Return the logits that the sampler would choose from, after tokens were written."""
     sampler = Sampler(config, [np.array(prompt, np.int64)], logits.shape[1])

@@ -77,6 +77,17 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
     assert texts(chosen) == ["skip.bin"]
 
 
+def test_runs_in_a_folder_are_not_read(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    for name in ("a.txt", "b/config.yaml", "b/b.txt", "runs/r/config.yaml", "runs/r/samples/1.txt"):
+        write(folder / name, name)
+    (folder / "runs" / "r" / "checkpoints").mkdir()
+    assert texts(build_store(folder, BYTES, tmp_path / "store")) == ["a.txt", "b/b.txt"]
+    # What is named itself is read.
+    run = folder / "runs" / "r"
+    assert texts(build_store(run, BYTES, tmp_path / "run")) == ["runs/r/samples/1.txt"]
+
+
 def test_a_line_holds_a_text_or_a_prompt_with_its_completion(tmp_path: Path) -> None:
     source = write(
         tmp_path / "a.jsonl",
@@ -334,6 +345,14 @@ def cut(path: Path) -> None:
         (lambda f: (f / "store.json").write_text("{"), "holds no token store"),
         (lambda f: (f / "store.json").write_text("[]"), "does not describe a token store"),
         (lambda f: change_description(f, version=7), "has version 7; expected 1"),
+        # Eight bytes a token: taken at its word, they would be followed as pointers.
+        (
+            lambda f: change_description(f, dtype="object", tokens=2),
+            r"says that 257 ids are stored as object; expected uint16",
+        ),
+        (lambda f: change_description(f, vocab_size=1 << 17), "131072 ids are stored as uint16"),
+        (lambda f: change_description(f, tokens="8"), "says that tokens is '8'; expected .* int"),
+        (lambda f: change_description(f, masked=None), "that masked is None; expected .* bool"),
         (lambda f: change_description(f, documents=3), r"has \(2,\) int64; expected \(3,\)"),
         (lambda f: np.save(f / "documents.npy", np.array([0, 8])), "does not ascend from 0 to 8"),
     ],

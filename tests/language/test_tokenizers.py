@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from doxastic.language.tokenizers import (
-    HuggingFaceTokenizer,
     StreamDecoder,
     Tokenizer,
     WorldTokenizer,
@@ -51,17 +50,28 @@ def small_vocabulary(path: Path) -> Path:
     return write_vocabulary(path, dict(enumerate(tokens, 1)))
 
 
-def small_byte_level_bpe(path: Path, *, prefix_space: bool = False) -> Path:
+def small_byte_level_bpe(
+    path: Path,
+    *,
+    prefix_space: bool = False,
+    use_regex: bool = True,
+    split: str = "",
+    absent: str = "",
+) -> Path:
     """Train a byte-level tokenizer on a few words and write it, with an end of document."""
     tokenizers = pytest.importorskip("tokenizers")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     level = tokenizers.pre_tokenizers.ByteLevel
-    tokenizer.pre_tokenizer = level(add_prefix_space=prefix_space)
+    parts = [level(add_prefix_space=prefix_space, use_regex=use_regex)]
+    if split:
+        pattern = tokenizers.Regex(split)
+        parts.insert(0, tokenizers.pre_tokenizers.Split(pattern, "isolated"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(parts)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=400,
         special_tokens=["<|endoftext|>", "<|user|>"],
-        initial_alphabet=level.alphabet(),
+        initial_alphabet=sorted(set(level.alphabet()) - set(absent)),
         show_progress=False,
     )
     tokenizer.train_from_iterator(["the cat sat on the mat, 日本語 the end\n"] * 50, trainer)
@@ -356,6 +366,44 @@ def test_a_long_text_is_parted_where_its_tokens_are(
     assert (len(parts) > 5) == (joint == " " or not prefix_space)
 
 
+@pytest.mark.parametrize(
+    ("split", "parted"),
+    [
+        ("", False),
+        (r"\p{N}{1,3}", False),
+        (r"\d+| ?\p{L}+|\s+(?!\S)|\s+", True),
+    ],
+)
+def test_a_long_text_is_whole_where_its_tokens_span_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str, parted: bool
+) -> None:
+    path = small_byte_level_bpe(tmp_path / "tokenizer.json", use_regex=False, split=split)
+    tokenizer = load_tokenizer(path)
+    monkeypatch.setattr("doxastic.language.tokenizers.hugging_face.PART", 300)
+    text = "the cat sat on the mat, 日本語 the end\n" * 40
+    data = text.encode()
+    pieces = [data[start : start + 97] for start in range(0, len(data), 97)]
+    parts = list(tokenizer.encode_stream(pieces))
+    assert np.array_equal(np.concatenate(parts), tokenizer.encode(text))
+    assert (len(parts) > 1) == parted
+
+
+@pytest.mark.parametrize(("absent", "byte"), [("Z1", "0x31"), ("łÃ", "0xa0"), ("Ā", "0x00")])
+def test_a_vocabulary_that_would_lose_bytes_is_refused(
+    tmp_path: Path, absent: str, byte: str
+) -> None:
+    path = small_byte_level_bpe(tmp_path / "tokenizer.json", absent=absent)
+    with pytest.raises(ValueError, match=f"has no token for {len(absent)} bytes, {byte} the first"):
+        load_tokenizer(path)
+
+
+def test_bytes_that_no_text_has_need_no_token(tmp_path: Path) -> None:
+    never = "".join(chr(byte) for byte in (0xC0, 0xC1, *range(0xF5, 0x100)))
+    tokenizer = load_tokenizer(small_byte_level_bpe(tmp_path / "tokenizer.json", absent=never))
+    text = "".join(map(chr, (*range(0x900), *range(0xFFF0, 0x10010), 0x10FFFF)))
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
 def test_the_end_of_document_is_what_the_configuration_says(tmp_path: Path) -> None:
     path = small_byte_level_bpe(tmp_path / "tokenizer.json")
     library = pytest.importorskip("tokenizers").Tokenizer.from_file(str(path))
@@ -381,7 +429,8 @@ def test_a_file_that_is_no_byte_level_tokenizer_is_refused(tmp_path: Path) -> No
         load_tokenizer(path)
     library.decoder = tokenizers.decoders.ByteLevel()
     library.save(str(path))
-    assert HuggingFaceTokenizer(path).end_of_document == 1
+    with pytest.raises(ValueError, match=r"has no token for \d+ bytes, 0x00 the first"):
+        load_tokenizer(path)
     library = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "日": 1}, unk_token="a"))
     library.decoder = tokenizers.decoders.ByteLevel()
     library.save(str(path))

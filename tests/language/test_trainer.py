@@ -61,6 +61,7 @@ class _Given:
     """Batches that a test made itself."""
 
     epoch = 0
+    carried = False
 
     def __init__(self, *batches: Batch) -> None:
         self._batches, self._next = batches, 0
@@ -362,9 +363,8 @@ def test_what_is_not_saved_is_not_asked_for():
 
 
 def test_gradients_through_windows_need_batches_that_carry_the_state():
-    trainer = Trainer(_model(), _Given(_batch()), _config(backpropagate_windows=2))
-    with pytest.raises(ValueError, match=r"is 2, but these batches carry no state .* use streams"):
-        trainer.update()
+    with pytest.raises(ValueError, match=r"is 2, but these batches carry no state .* use packed"):
+        Trainer(_model(), _Given(_batch()), _config(backpropagate_windows=2))
 
 
 @pytest.mark.parametrize("token", [VOCABULARY, -1])

@@ -9,6 +9,7 @@ import yaml
 
 from doxastic.configuration import ConfigError, preset_names, to_dict
 from doxastic.language.config import official_ranks
+from doxastic.language.model import LanguageModel
 from doxastic.lm.experiment import PRESETS, Experiment, from_dict, load_preset, override
 
 
@@ -41,6 +42,13 @@ def test_the_presets_are_those_documented():
 def test_a_preset_of_a_small_model_takes_one_thread(name):
     # Several wait for each other where the machine has other work to do.
     assert load_preset(name).threads == 1
+
+
+def test_the_smallest_preset_has_as_many_parameters_as_it_says():
+    comment = (resources.files(PRESETS) / "tiny.yaml").read_text().splitlines()[0]
+    model = LanguageModel(load_preset("tiny").model.build(257))
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert f" {count:,} parameters" in comment
 
 
 def test_sizes_left_open_follow_the_width():

@@ -246,6 +246,38 @@ def test_one_long_text_tunes_a_state_in_windows_from_anywhere(base, tmp_path):
     assert (folder / "state.safetensors").is_file()
 
 
+def _answers(path: Path, *prompts: int) -> Path:
+    lines = [{"prompt": "x" * length, "completion": " yes"} for length in prompts]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_what_long_documents_lose_is_said(base, tmp_path, capsys):
+    text = _answers(tmp_path / "answers.jsonl", *[5, 40] * 10)
+    experiment = _experiment(base, text, "state", 1)
+    train(experiment, run_dir=tmp_path / "run")
+    shown = capsys.readouterr().out
+    # A prompt, its completion of four bytes and the id that opens the document: 45 for 32.
+    assert (
+        "data: 9 of 18 documents are longer than data.block = 32 and lose their end, 117" in shown
+    )
+    assert "the held-out text: 1 of 2 documents are longer" in shown
+    train(experiment, run_dir=tmp_path / "quiet", progress=False)
+    assert "longer" not in capsys.readouterr().out
+
+
+def test_documents_that_lose_all_they_teach_are_refused(base, tmp_path):
+    text = _answers(tmp_path / "long.jsonl", *[100] * 20)
+    short = _answers(tmp_path / "short.jsonl", *[5] * 20)
+    message = r"no target counts in the first block = 32 .*--data\.block\): with 105 no "
+    for which, train_on, held_out in (("data", text, short), ("the held-out text", short, text)):
+        data = {"path": str(train_on), "held_out": str(held_out), "block": 32, "batch_size": 4}
+        experiment = _experiment(base, text, "state", 1, data=data)
+        with pytest.raises(ConfigError, match=f"^{which}: {message}"):
+            train(experiment, run_dir=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_samples_on_the_way_are_written_with_what_was_learnt_so_far(base, text, tmp_path):
     samples = {"updates": 1, "prompts": ["the"], "tokens": 4}
     for method in METHODS:
