@@ -78,6 +78,7 @@ class Loop:
         self._checkpoint_updates = checkpoint_updates
         self._saved_update: int | None = None
         self._record = -math.inf
+        self._best_step: int | None = None
         self._seconds = 0.0
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -89,8 +90,10 @@ class Loop:
         self._ppo.restore(
             {**checkpoint.weights, **checkpoint.trainer}, dict(checkpoint.data["ppo"])
         )
-        record = checkpoint.data["record"]
-        self._record = -math.inf if record is None else record
+        record, step = checkpoint.data["record"], checkpoint.data.get("best_step")
+        # Without the checkpoint that it is the record of, a worse one would stay the best.
+        if record is not None and (step is None or self._run.keeps(step)):
+            self._record, self._best_step = record, step
         self._seconds = checkpoint.data["seconds"]
         self._saved_update = checkpoint.update
 
@@ -182,9 +185,16 @@ class Loop:
         if snapshot.update == self._saved_update:
             return
         is_best = snapshot.merit + snapshot.error >= self._record
+        if is_best:
+            self._best_step = snapshot.data["steps"]
         self._record = max(self._record, snapshot.merit - snapshot.error)
         record = self._record if math.isfinite(self._record) else None
-        data = {"ppo": snapshot.data["ppo"], "record": record, "seconds": snapshot.seconds}
+        data = {
+            "ppo": snapshot.data["ppo"],
+            "record": record,
+            "best_step": self._best_step,
+            "seconds": snapshot.seconds,
+        }
         is_agent = {name: name.startswith(AGENT_GROUPS) for name in snapshot.tensors}
         env = self._ppo.collector.env
         checkpoint = Checkpoint(

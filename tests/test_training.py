@@ -167,6 +167,26 @@ def test_the_best_checkpoint_is_the_one_with_the_highest_score(tmp_path, monkeyp
     assert len(set(seeds)) == 1 and seeds[0] != experiment.evaluation.seed
 
 
+def test_the_record_of_a_checkpoint_that_was_removed_does_not_keep_a_worse_one_best(
+    tmp_path, monkeypatch
+):
+    scores = iter([0.9, 0.2, 0.95, 0.5])
+    monkeypatch.setattr(
+        "doxastic.training.evaluate",
+        lambda agent, env, noise, *_, **__: SimpleNamespace(mean=np.full(len(noise), next(scores))),
+    )
+    evaluation = {"noise": [0.0], "episodes": 4, "selection_episodes": 8}
+    experiment = _experiment(8, evaluation=evaluation)
+    run = RunFolder(_stopped_after(6, experiment, tmp_path / "run", monkeypatch))
+    assert run.checkpoint_path("best").name == f"step-{6 * UPDATE_STEPS}"
+    earlier = run.path / "checkpoints" / f"step-{4 * UPDATE_STEPS}"
+    assert not (run.path / "checkpoints" / f"step-{2 * UPDATE_STEPS}").exists()
+    _raise_at_update(7, KeyboardInterrupt(), monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        doxastic.train(resume=earlier, progress=False)
+    assert run.checkpoint_path("best").name == f"step-{6 * UPDATE_STEPS}"
+
+
 def test_a_stop_between_two_checkpoints_does_not_change_the_best_one(tmp_path, monkeypatch):
     updates, merits = [0], {0: -math.inf, 1: 0.0, 2: 5.0, 3: 9.0, 4: 7.0}
     update = PPO.update
@@ -336,7 +356,7 @@ def test_an_interrupted_evaluation_says_that_the_training_is_saved(tmp_path, mon
     assert RunFolder(tmp_path / "run").load("last").update == 1
 
 
-def _raise_at_update(number: int, error: Exception, patch: pytest.MonkeyPatch) -> None:
+def _raise_at_update(number: int, error: BaseException, patch: pytest.MonkeyPatch) -> None:
     update = PPO.update
 
     def update_or_raise(self: PPO) -> dict[str, float]:
@@ -352,7 +372,7 @@ def _stopped_after(
 ) -> Path:
     """Train only so many updates of an experiment, as if interrupted."""
     with monkeypatch.context() as patch:
-        _raise_at_update(updates + 1, KeyboardInterrupt(), patch)  # type: ignore[arg-type]
+        _raise_at_update(updates + 1, KeyboardInterrupt(), patch)
         with pytest.raises(KeyboardInterrupt):
             doxastic.train(experiment, run_dir=folder, progress=False)
     return folder
