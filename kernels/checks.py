@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -9,12 +10,16 @@ from importlib.util import find_spec
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from doxastic.kernels.transforms import is_transformed
 
 logger = logging.getLogger("doxastic.kernels")
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 _logged: set[str] = set()
+# Other subclasses of Tensor may keep their data elsewhere: fake, distributed, quantised ones.
+_PLAIN = frozenset((Tensor, nn.Parameter))
 
 
 def _is_installed(name: str) -> bool:
@@ -91,10 +96,10 @@ def check_reset(reset: Tensor | None, letters: str, shape: Sequence[int], like: 
 def check_decay(name: str, x: Tensor, lowest: float | None = None) -> None:
     """Raise `ValueError` if a log-decay on the CPU is positive, or below `lowest` where given.
 
-    Elsewhere, and in a compiled graph, looking would make the device wait: there the contract
-    holds unchecked.
+    Elsewhere looking would make the device wait, and where tensors only stand for others, see
+    `is_recorded`, there is nothing to look at: there the contract holds unchecked.
     """
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or not x.numel():
+    if x.device.type != "cpu" or is_recorded() or type(x) not in _PLAIN or not x.numel():
         return
     x = x.detach()
     if lowest is not None and (least := x.amin().item()) < lowest:
@@ -159,32 +164,60 @@ def empty_state(like: Tensor, *shape: int) -> Tensor:
 
     See `_largest`: filling a large state on several threads would slow the kernel after it.
     """
-    if type(like) is not Tensor or not like.is_cpu or torch.compiler.is_compiling():
+    if type(like) is not Tensor or not like.is_cpu or is_recorded():
         return torch.zeros(shape, dtype=torch.float32, device=like.device)
     import numpy as np
 
     return torch.from_numpy(np.zeros(shape, np.float32))
 
 
+def is_recorded() -> bool:
+    """Return whether operations are not simply carried out now, so that reading data is no use.
+
+    They are compiled or traced, go through a dispatch mode (fake tensors, `make_fx`), or are
+    transformed (`vmap`, `grad`, forward-mode differentiation).
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._is_tracing()
+        or is_transformed()
+    )
+
+
+def has_data(x: Tensor) -> bool:
+    """Return whether `x` is float32 on the CPU and has, unless `is_recorded`, data of its own."""
+    return type(x) in _PLAIN and x.dtype is torch.float32 and x.is_cpu
+
+
 def can_fuse(width: int, *tensors: Tensor) -> bool:
     """Return whether a fused CPU kernel may take these tensors, float32 on the CPU all of them.
 
-    The kernels read addresses, which a graph being compiled has not, of float32 numbers, which
-    products under autocast are not.
+    The kernels read addresses, which recorded tensors have not, of float32 numbers, which products
+    under autocast are not.
 
     Args:
         width: The innermost width, which must be whole vectors.
         tensors: Every float tensor that the kernel would read.
     """
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    if is_recorded() or torch.is_autocast_enabled("cpu"):
         return False
-    if not all(x.dtype is torch.float32 and x.is_cpu for x in tensors):
-        return False
+    for x in tensors:
+        # As `has_data`: called for every layer, where a call for every tensor would be felt.
+        if type(x) not in _PLAIN or x.dtype is not torch.float32 or not x.is_cpu:
+            return False
+    lanes = _lanes()
+    return lanes > 0 and width % lanes == 0
+
+
+@functools.cache
+def _lanes() -> int:
+    """Return how many float32 a vector of the CPU kernels holds, 0 without numba."""
     try:
         from doxastic.kernels.cpu.simd import LANES
     except ImportError:
-        return False
-    return width % LANES == 0
+        return 0
+    return LANES
 
 
 def can_launch(*tensors: Tensor) -> bool:

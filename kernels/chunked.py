@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from doxastic.kernels.reference import accumulation_dtype
+from doxastic.kernels.transforms import is_transformed
 
 CHUNK = 16
 
@@ -66,13 +67,13 @@ def wkv7(
     size = min(CHUNK, steps)
     queries = r.shape[3] if r.ndim == 5 else 1
     wc, kc, vc, ac, bc = (_chunks(x.to(dtype), size) for x in (w, k, v, a, b))
-    rc = _chunks(r.to(dtype), size).reshape(*kc.shape[:3], size * queries, -1)
+    rc = _chunks(r.to(dtype), size).reshape(*kc.shape[:3], size * queries, k.shape[-1])
     masks = _masks(reset, steps, size, queries, kc)
     if state is None:
         state = kc.new_zeros(batch, heads, value_size, k.shape[-1])
     y, state = _wkv7_chunks(rc, wc, kc, vc, ac, bc, state.to(dtype), masks)
-    y = y.view(-1, batch, heads, size, queries, value_size).permute(1, 0, 3, 2, 4, 5)
-    y = y.reshape(batch, -1, heads, queries, value_size)[:, :steps]
+    y = y.view(*kc.shape[:4], queries, value_size).permute(1, 0, 3, 2, 4, 5)
+    y = y.flatten(1, 2)[:, :steps]
     return (y if r.ndim == 5 else y.squeeze(3)).to(v.dtype), state
 
 
@@ -127,13 +128,16 @@ def _wkv7_chunks(
     scores_r, scores_a = scores.split((rows, size), 1)
     scores_ak, scores_ab = scores_a.split(size, 2)
     # U = A_ab U + [a | A_ak V]: what is removed, as a response to the entry state and by itself.
-    inverse = _UnitInverse.apply(scores_ab)
+    # No transform passes a backward written by hand: under one, autograd does without.
+    by_hand = not is_transformed()
+    inverse = _UnitInverse.apply(scores_ab) if by_hand else _unit_inverse(scores_ab)
     solved = inverse @ torch.cat((reads_a, scores_ak @ v), 2)
     response, removed = solved.split((keys, values), 2)
     transition, written = (solved.mT @ writes_b).split((keys, values), 1)
     transition = (transition + kept.diag_embed()).unflatten(0, (chunks, -1))
     written = torch.baddbmm(written, v.mT, writes_k).unflatten(0, (chunks, -1))
-    states = _Scan.apply(state.flatten(0, 1), transition, written)
+    inputs = (state.flatten(0, 1), transition, written)
+    states = _Scan.apply(*inputs) if by_hand else _scan(*inputs)
     entry = states[:-1].flatten(0, 1).mT
     read, answer = (torch.cat((reads_r, response), 1) @ entry).split((rows, size), 1)
     y = torch.baddbmm(read, scores_r, torch.cat((v, removed + answer), 1))
@@ -174,18 +178,24 @@ def _mask_factors(
     return reads.flatten(0, 2), writes.flatten(0, 2), kept.flatten(0, 2)
 
 
+def _unit_inverse(strict: Tensor) -> Tensor:
+    """Return `(I - A)^-1` of strictly lower triangular matrices A."""
+    # (I + A)(I + A^2)(I + A^4)...: the Neumann series ends, because A^C = 0.
+    power, reach = strict, 2
+    inverse = strict + torch.eye(strict.shape[-1], dtype=strict.dtype, device=strict.device)
+    while reach < strict.shape[-1]:
+        power = power @ power
+        inverse = torch.baddbmm(inverse, inverse, power)
+        reach *= 2
+    return inverse
+
+
 class _UnitInverse(torch.autograd.Function):
-    """`(I - A)^-1` of strictly lower triangular matrices, differentiable any number of times."""
+    """`_unit_inverse` with a backward of two products, differentiable any number of times."""
 
     @staticmethod
     def forward(ctx: Any, strict: Tensor) -> Tensor:
-        # (I + A)(I + A^2)(I + A^4)...: the Neumann series ends, because A^C = 0.
-        power, reach = strict, 2
-        inverse = strict + torch.eye(strict.shape[-1], dtype=strict.dtype, device=strict.device)
-        while reach < strict.shape[-1]:
-            power = power @ power
-            inverse = torch.baddbmm(inverse, inverse, power)
-            reach *= 2
+        inverse = _unit_inverse(strict)
         ctx.save_for_backward(inverse)
         return inverse
 
@@ -195,15 +205,20 @@ class _UnitInverse(torch.autograd.Function):
         return transposed @ gradient @ transposed
 
 
+def _scan(state: Tensor, transition: Tensor, written: Tensor) -> Tensor:
+    """Return all states of `S_{c+1} = S_c M_c + N_c`, the first one included."""
+    states = [state]
+    for c in range(len(written)):
+        states.append(torch.baddbmm(written[c], states[c], transition[c]))
+    return torch.stack(states)
+
+
 class _Scan(torch.autograd.Function):
-    """All states of `S_{c+1} = S_c M_c + N_c`, differentiable any number of times."""
+    """`_scan` with a backward that is a scan itself, differentiable any number of times."""
 
     @staticmethod
     def forward(ctx: Any, state: Tensor, transition: Tensor, written: Tensor) -> Tensor:
-        states = state.new_empty(len(written) + 1, *state.shape)
-        states[0] = state
-        for c in range(len(written)):
-            torch.baddbmm(written[c], states[c], transition[c], out=states[c + 1])
+        states = _scan(state, transition, written)
         ctx.save_for_backward(transition, states)
         return states
 

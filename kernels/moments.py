@@ -18,6 +18,7 @@ from doxastic.kernels.checks import (
     check_tensor,
     find_backend,
 )
+from doxastic.kernels.transforms import BLIND, check_backend, is_transformed
 
 Backend = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
 """`(value, log_weight, log_decay, state, reset) -> (mean, spread, evidence, state)`."""
@@ -54,7 +55,8 @@ def weighted_moments(
         state: State before the first step `[B, 3, M]`, float32: evidence, mean, spread. None,
             or zeros: nothing was seen.
         reset: `[B, T]` bool; true at t clears the state before step t is consumed.
-        backend: "auto", or a key of `BACKENDS`. "auto" looks at device and dtype alone.
+        backend: "auto", or a key of `BACKENDS`. "auto" looks at device and dtype, and takes
+            "chunked" under `torch.func` and forward-mode differentiation.
 
     Returns:
         mean, spread, evidence, each `[B, T, M]`, and the state after the last step `[B, 3, M]`,
@@ -74,7 +76,10 @@ def weighted_moments(
     check_reset(reset, "[B, T]", value.shape[:2], value)
     check_decay("log_decay", log_decay)
     if backend == "auto":
-        backend = automatic("weighted_moments", value.device, dtype)
+        obstacle = BLIND if is_transformed() else ""
+        backend = automatic("weighted_moments", value.device, dtype, obstacle)
+    else:
+        check_backend(backend)
     return find_backend(backend, BACKENDS)(value, log_weight, log_decay, state, reset)
 
 

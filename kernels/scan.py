@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from doxastic.kernels.reference import accumulation_dtype
+from doxastic.kernels.transforms import is_transformed
 
 
 def weighted_moments(
@@ -53,21 +54,30 @@ def _previous(x: Tensor, first: Tensor) -> Tensor:
 def _scan(decay: Tensor, gain: Tensor, first: Tensor) -> Tensor:
     """Return every `x_t = decay_t x_{t-1} + gain_t` from `x_{-1} = first`, all `[B, T, M]`."""
     gain = torch.cat((torch.addcmul(gain[:, :1], decay[:, :1], first), gain[:, 1:]), 1)
+    # No transform passes a backward written by hand, and a single step needs none.
+    if is_transformed() or gain.shape[1] == 1:
+        return _linear_scan(decay, gain)
     x: Tensor = _LinearScan.apply(decay, gain)
     return x
 
 
+def _linear_scan(decay: Tensor, gain: Tensor) -> Tensor:
+    """Return every `x_t = decay_t x_{t-1} + gain_t` from zero."""
+    # Before each round every step sums up `reach` steps, itself included; `kept`, which begins at
+    # step `reach`, is the decay over as many.
+    x, kept, reach = gain, decay[:, 1:], 1
+    while reach < x.shape[1]:
+        x = torch.cat((x[:, :reach], torch.addcmul(x[:, reach:], kept, x[:, :-reach])), 1)
+        kept, reach = kept[:, reach:] * kept[:, :-reach], 2 * reach
+    return x
+
+
 class _LinearScan(torch.autograd.Function):
-    """`x_t = decay_t x_{t-1} + gain_t` from zero, differentiable any number of times."""
+    """`_linear_scan` with a backward that is a scan, differentiable any number of times."""
 
     @staticmethod
     def forward(ctx: Any, decay: Tensor, gain: Tensor) -> Tensor:
-        # After each round every step sums up the `reach` steps before it, itself included.
-        x, product, reach = gain.clone(), decay.clone(), 1
-        while reach < x.shape[1]:
-            x[:, reach:] += product[:, reach:] * x[:, :-reach]
-            product[:, reach:] = product[:, reach:] * product[:, :-reach]
-            reach *= 2
+        x = _linear_scan(decay, gain)
         ctx.save_for_backward(decay, x)
         return x
 

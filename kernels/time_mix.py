@@ -35,7 +35,8 @@ def time_mix(
 
     In float32 on the CPU this is one fused operation, on CUDA three: front, `wkv7` and back, or a
     single one for a step without gradient. Elsewhere it is composed of PyTorch's operations around
-    `wkv7`. The output of the fused forms has the dtype of v; autocast changes none of it.
+    `wkv7`. The output of the fused forms has the dtype of v, that of the composed one the promoted
+    dtype; autocast changes none of it.
 
     Args:
         r: Receptance `[B, T, C]`, like decay, k, v, rate and gate.
@@ -98,6 +99,11 @@ def _check(
     for name, x in sequences.items():
         check_tensor(name, x, "[B, T, C]", r.shape, r, "r")
     heads, size = r_k.shape
+    if r.shape[2] % size:
+        raise ValueError(
+            f"r_k has shape {list(r_k.shape)}; expected [H, K] with H K = C = {r.shape[2]}, the "
+            "width of r."
+        )
     check_tensor("r_k", r_k, "[H, K]", (r.shape[2] // size, size), r, "r")
     for name, x in vectors.items():
         check_tensor(name, x, "[C]", (heads * size,), r, "r_k")
@@ -148,6 +154,9 @@ def _composed(
     )  # fmt: skip
     if offset is not None:
         y = y + torch.einsum("hvk,bthk->bthv", offset.to(y.dtype), r.view(heads).to(y.dtype))
-    y = F.group_norm(y.flatten(0, 1).flatten(1), r_k.shape[0], norm_weight, norm_bias, norm_eps)
+    # A norm, alone of all here, wants its parameters in the dtype of its input.
+    dtype = torch.promote_types(y.dtype, torch.promote_types(norm_weight.dtype, norm_bias.dtype))
+    y, weight, bias = y.to(dtype), norm_weight.to(dtype), norm_bias.to(dtype)
+    y = F.group_norm(y.flatten(0, 1).flatten(1), r_k.shape[0], weight, bias, norm_eps)
     bonus = (r.view(heads) * key * r_k).sum(-1, keepdim=True) * v.view(heads)
     return (y.view(r.shape) + bonus.flatten(2)) * gate, state

@@ -16,6 +16,7 @@ from doxastic.kernels.checks import (
     find_backend,
     without_autocast,
 )
+from doxastic.kernels.transforms import BLIND, check_backend, is_transformed
 from doxastic.kernels.wkv7_backends import (
     BACKENDS,
     MOST_KEYS,
@@ -60,7 +61,8 @@ def wkv7(
         b: Replacement vector `[B, T, H, K]`; RWKV-7 has the normalised key times its rate.
         state: State before the first step `[B, H, V, K]`, float32; None for zeros.
         reset: `[B, T]` bool; true at t clears the state before step t is consumed.
-        backend: "auto", or a key of `BACKENDS`. "auto" looks at device and dtype alone.
+        backend: "auto", or a key of `BACKENDS`. "auto" looks at device and dtype, and takes
+            "chunked" under `torch.func` and forward-mode differentiation.
 
     Returns:
         `y [B, T, H, V]`, or `[B, T, H, Q, V]`, in the dtype of v; and the state after the last
@@ -76,6 +78,8 @@ def wkv7(
     check_decay("w", w)
     if backend == "auto":
         backend = automatic("wkv7", v.device, dtype, _obstacle(r, v, k))
+    else:
+        check_backend(backend)
     with without_autocast(v):
         return find_backend(backend, BACKENDS)(r, w, k, v, a, b, state, reset)
 
@@ -124,6 +128,8 @@ def wkv7_step(
         _check_inplace(state, dtype, tracked)
     if backend == "auto":
         backend = automatic("wkv7_step", v.device, dtype, _obstacle(r, v, k))
+    else:
+        check_backend(backend)
     step = find_backend(backend, STEP_BACKENDS)
     if step is cpu_step and not tracked and not torch.compiler.is_compiling():
         return cpu_step(r, w, k, v, a, b, state, reset, inplace)
@@ -142,6 +148,8 @@ def wkv7_step(
 
 def _obstacle(r: Tensor, v: Tensor, k: Tensor) -> str:
     """Return what keeps the fast backend of the device from it, other than the dtype."""
+    if is_transformed():
+        return BLIND
     if v.is_cuda:
         return "" if k.shape[-1] <= MOST_KEYS else f"the kernels take K of at most {MOST_KEYS}"
     return "the compiled kernel reads one query per step" if r.ndim > v.ndim else ""

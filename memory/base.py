@@ -7,6 +7,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+# float64 is for checking gradients and laws.
+_STATE_DTYPES = (torch.float32, torch.float64)
+
 
 class Memory(nn.Module, ABC):
     """A recurrent map from inputs to features whose whole past is one flat state.
@@ -50,18 +53,24 @@ class Memory(nn.Module, ABC):
 
 def check_inputs(memory: Memory, x: Tensor, state: Tensor, reset: Tensor) -> None:
     """Raise `ValueError` unless the arguments of `Memory.forward` fit the contract."""
-    if x.ndim != 3 or x.shape[1] < 1 or x.shape[2] != memory.input_size:
+    shape = x.shape
+    if len(shape) != 3 or shape[1] < 1 or shape[2] != memory.input_size:
         raise ValueError(
-            f"x has shape {list(x.shape)}; expected [B, T, C] with T >= 1 and "
+            f"x has shape {list(shape)}; expected [B, T, C] with T >= 1 and "
             f"C = {memory.input_size}. Give a single step as [B, 1, C]."
         )
-    if state.shape != (x.shape[0], memory.state_size):
+    if state.shape != (shape[0], memory.state_size):
         raise ValueError(
             f"state has shape {list(state.shape)}; expected [B, S] = "
-            f"[{x.shape[0]}, {memory.state_size}]. Start from memory.initial_state(B)."
+            f"[{shape[0]}, {memory.state_size}]. Start from memory.initial_state(B)."
         )
-    if reset.shape != x.shape[:2] or reset.dtype != torch.bool:
+    if state.dtype not in _STATE_DTYPES:
+        raise ValueError(
+            f"state is {state.dtype}; expected torch.float32, whatever the memory's dtype is. "
+            "Start from memory.initial_state(B)."
+        )
+    if reset.shape != shape[:2] or reset.dtype != torch.bool:
         raise ValueError(
             f"reset is {list(reset.shape)} {reset.dtype}; expected [B, T] = "
-            f"{list(x.shape[:2])} torch.bool."
+            f"{list(shape[:2])} torch.bool."
         )

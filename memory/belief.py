@@ -79,14 +79,16 @@ class BeliefMemory(Memory):
     def forward(self, x: Tensor, state: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features `[B, T, F]` and the state after the last step `[B, S]`."""
         check_inputs(self, x, state, reset)
-        stepped = self.core.step(x, state, reset) if self.gate is None else None
-        if stepped:
-            return self._with_features(*stepped, state, reset)
+        if self.gate is None:
+            own = self.core
+            stepped = own.step(x, state, reset)
+            if stepped:
+                return self._with_features(*stepped, state, reset, own.state_size)
         h, core, moments, gate = self._remember(x, state, reset)
         if self.readout is None:
-            return h, _joined(core, gate)
+            return h, _joined(state.dtype, core, gate)
         features, moments = self.readout.features(h, moments, reset)
-        return torch.cat([h, features], dim=-1), _joined(core, moments, gate)
+        return torch.cat([h, features], dim=-1), _joined(state.dtype, core, moments, gate)
 
     def belief(self, x: Tensor, state: Tensor, reset: Tensor) -> tuple[Belief, Tensor]:
         """Return the belief after each step, each part `[B, T, M]`, and the last state.
@@ -99,7 +101,7 @@ class BeliefMemory(Memory):
         check_inputs(self, x, state, reset)
         h, core, moments, gate = self._remember(x, state, reset)
         belief, moments = self.readout(h, moments, reset)
-        return belief, _joined(core, moments, gate)
+        return belief, _joined(state.dtype, core, moments, gate)
 
     def belief_in(self, features: Tensor) -> Belief:
         """Return the belief that the memory's features `[..., F]` show, each part `[..., M]`.
@@ -117,13 +119,13 @@ class BeliefMemory(Memory):
         return Belief(mean, (2.0 * deviation).exp(), (2.0 * evidence).expm1())
 
     def _with_features(
-        self, h: Tensor, new: Tensor, state: Tensor, reset: Tensor
+        self, h: Tensor, new: Tensor, state: Tensor, reset: Tensor, start: int
     ) -> tuple[Tensor, Tensor]:
-        """Return the features of one step; `new` holds the core's part of the new state."""
-        if self.readout is None:
+        """Return the features of one step; before `start`, `new` holds the core's new state."""
+        readout = self.readout
+        if readout is None:
             return h, new
-        start = self.core.state_size
-        features = self.readout.step(h, state[:, start:], reset, new[:, start:])
+        features = readout.step(h, state[:, start:], reset, new[:, start:])
         return torch.cat([h, features], dim=-1), new
 
     def _remember(
@@ -138,9 +140,10 @@ class BeliefMemory(Memory):
         return h, core, parts.get("readout"), gate
 
 
-def _joined(core: Tensor, *parts: Tensor | None) -> Tensor:
+def _joined(dtype: torch.dtype, core: Tensor, *parts: Tensor | None) -> Tensor:
+    """Return the parts of the state `[B, S]` in this dtype, whichever they were computed in."""
     kept = [part.flatten(1) for part in parts if part is not None]
-    return torch.cat([core, *kept], dim=1) if kept else core
+    return torch.cat([core, *kept], dim=1).to(dtype) if kept else core
 
 
 def _build_readout(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import repeat
+from operator import getitem, is_, itemgetter
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
-from doxastic.kernels.checks import log_once
+from doxastic.kernels.checks import has_data, is_recorded, log_once
 from doxastic.memory.block import Block
 from doxastic.memory.channel_mix import ChannelMix
 from doxastic.memory.state import StateLayout
@@ -30,7 +33,7 @@ class BlockStep:
     """Takes one step of a block, `[B, C]` to `[B, C]`, in one compiled call.
 
     The kernel reads the parameters where they are; they are looked up at every call, so that
-    neither an optimiser step nor a replaced parameter goes unseen.
+    neither an optimiser step nor a replaced or transposed parameter goes unseen.
 
     Args:
         block: The block.
@@ -45,9 +48,19 @@ class BlockStep:
     ) -> None:
         value = _VALUE if layer else ("att.a0",) * 3
         names = (*_BEFORE, *_RATIOS, *_FIRST, *value, *_REST)
-        self._slots = [_slot(block, name) for name in names]
-        self._slots += [(closing._parameters, "weight"), (closing._parameters, "bias")]
+        slots = [_slot(block, name) for name in names]
+        slots += [(closing._parameters, "weight"), (closing._parameters, "bias")]
+        self._holders, self._names = zip(*slots, strict=True)
+        self._shapes = [parameters[name].shape for parameters, name in slots]
         width, hidden = block.att.w1.shape[0], block.ffn.key.out_features
+        # A matrix `[n, C]` with another n than C fits in one layout only.
+        self._flexible = itemgetter(
+            *(
+                i
+                for i, shape in enumerate(self._shapes)
+                if len(shape) == 2 and (shape[1] != width or shape[0] == width)
+            )
+        )
         ranks = (block.get_parameter(f"{path[:-1]}1").shape[1] for path in (*_RANKED, value[0]))
         self._sizes = (width, block.att.head_size, hidden, *ranks)
         self._offset = _slot(block, "att.state_offset")
@@ -58,7 +71,11 @@ class BlockStep:
         self._flags = (layer > 0, is_last)
         self._run: Callable[..., None] | None = None
         self._seen: list[int] = []
-        self._eps = (np.float32(closing.eps), np.float32(block.att.ln_x.eps))
+        self._strides: list[tuple[int, ...]] = []
+        self._attention = block.att
+        self._norms = (closing, block.ln1, block.ln2, block.att.ln_x)
+        self._seen_eps: list[float] = []
+        self._eps = (np.float32(0.0), np.float32(0.0))
 
     def fits(self, lanes: int) -> bool:
         """Return whether width, head and hidden width are whole vectors of `lanes`."""
@@ -67,10 +84,17 @@ class BlockStep:
     def addresses(self) -> list[int] | None:
         """Return where the parameters are, or None, logged once, if the kernel cannot read them.
 
-        The last one is the state offset's, 0 where there is none.
+        The last one is the state offset's, 0 where there is none. None too if the block has got
+        an option that the kernel has not.
         """
+        if self._attention.double_rate:
+            _log("its rate was doubled")
+            return None
+        eps = [norm.eps for norm in self._norms]
+        if eps != self._seen_eps and not self._take_eps(eps):
+            return None
         try:
-            tensors = [parameters[name] for parameters, name in self._slots]
+            tensors: list[Tensor] = list(map(getitem, self._holders, self._names))
             offset = self._offset[0][self._offset[1]]
         except KeyError:
             _log("a parameter was replaced by a computed one")
@@ -80,15 +104,29 @@ class BlockStep:
                 # The modules say what is wrong with it.
                 return None
             tensors.append(offset)
-        addresses = [tensor.data_ptr() for tensor in tensors]
+        addresses = list(map(Tensor.data_ptr, tensors))
         if offset is None:
             addresses.append(0)
-        if addresses != self._seen:
+        # What addresses do not tell: a matrix that was transposed or narrowed where it is, and, by
+        # one of each two factors, another rank in memory that was freed and is used again.
+        strides = list(map(Tensor.stride, self._flexible(tensors)))
+        if addresses != self._seen or strides != self._strides:
             if not all(map(_is_readable, tensors)):
                 _log("a parameter is not contiguous float32 on the CPU")
                 return None
-            self._seen = addresses
+            if any(x.shape != shape for x, shape in zip(tensors, self._shapes, strict=False)):
+                _log("a parameter has another shape than at first")
+                return None
+            self._seen, self._strides = addresses, strides
         return addresses
+
+    def _take_eps(self, eps: list[float]) -> bool:
+        """Return whether the layer norms have one eps, as the kernel has; then remember it."""
+        if eps[0] != eps[1] or eps[0] != eps[2]:
+            _log("its layer norms have different eps")
+            return False
+        self._seen_eps, self._eps = eps, (np.float32(eps[0]), np.float32(eps[3]))
+        return True
 
     def __call__(
         self, x: Tensor, state: Tensor, reset: Tensor, v_first: Tensor, out: Tensor, new: Tensor,
@@ -127,7 +165,7 @@ def _slot(block: Block, path: str) -> tuple[dict[str, Any], str]:
 
 
 def _is_readable(tensor: Tensor) -> bool:
-    return tensor.dtype is torch.float32 and tensor.is_cpu and tensor.is_contiguous()
+    return has_data(tensor) and tensor.is_contiguous()
 
 
 def _log(reason: str) -> None:
@@ -138,24 +176,22 @@ def can_step(x: Tensor, state: Tensor) -> bool:
     """Return whether the compiled step may serve this input `[B, 1, C]` and state now."""
     return (
         not torch.is_grad_enabled()
-        and type(x) is Tensor
-        and x.dtype is torch.float32
-        and state.dtype is torch.float32
+        # As `has_data`, without two more calls in every step.
+        and type(x) is type(state) is Tensor
+        and x.dtype is state.dtype is torch.float32
         and x.is_cpu
         and state.is_cpu
-        and not torch.compiler.is_compiling()
+        and not is_recorded()
         # The input projection would hand over half precision, whose bytes are no float32.
         and not torch.is_autocast_enabled("cpu")
-        # Inside a functorch transform (vmap, grad) tensors have no data of their own.
-        and torch._C._functorch.peek_interpreter_stack() is None
     )
 
 
 class CoreStep:
     """Takes one step of a whole core, a compiled call a block.
 
-    A core that is no longer as it was built, with a replaced submodule, a parametrised weight or a
-    hook, has no compiled step: its modules run instead.
+    A core that is no longer as it was built, with a replaced submodule, a parametrised weight, a
+    hook or a module with a `forward` of its own, has no compiled step: its modules run instead.
 
     Args:
         core: What holds the blocks and the closing layer norm, as `blocks` and `ln_out`.
@@ -172,7 +208,13 @@ class CoreStep:
             BlockStep(block, layout, layer, closing, layer == last)
             for layer, block in enumerate(blocks)
         ]
-        self._links = _links(core, "blocks") + _links(core, "ln_out")
+        # The core is its own child here: nobody replaces it, but it may have hooks.
+        links = [({"core": core}, "core"), *_links(core, "blocks"), *_links(core, "ln_out")]
+        self._holders, self._names = zip(*links, strict=True)
+        self._modules = [holder[name] for holder, name in links]
+        self._own = [module.__dict__ for module in self._modules]
+        self._hooks = [own["_forward_hooks"] for own in self._own]
+        self._hooks += [own["_forward_pre_hooks"] for own in self._own]
 
     def fits(self, lanes: int) -> bool:
         """Return whether every width is whole vectors of `lanes`."""
@@ -186,32 +228,36 @@ class CoreStep:
             state: `[B, S]`.
             reset: `[B, 1]` bool.
         """
-        for children, name, child, hooks, pre_hooks in self._links:
-            if children.get(name) is not child:
-                _log("a submodule was replaced")
-                return None
-            if hooks or pre_hooks:
-                _log("a submodule has a forward hook")
-                return None
+        # Mapped, not looped over: this is a tenth of a small step.
+        if not all(map(is_, map(dict.get, self._holders, self._names), self._modules)):
+            _log("a submodule was replaced")
+            return None
+        # No gradient is recorded: hooks of the backward have nothing to see.
+        own_forward = any(map(dict.__contains__, self._own, repeat("forward")))
+        if own_forward or any(self._hooks):
+            _log("a module has a forward hook or a forward of its own")
+            return None
+        if _has_any_global_hook():
+            _log("all modules have a hook")
+            return None
         places = [addresses for step in self._steps if (addresses := step.addresses())]
         if len(places) < len(self._steps):
             return None
         x, state, reset = x.contiguous(), state.contiguous(), reset.contiguous()
-        new, out, v_first = torch.empty_like(state), torch.empty_like(x), torch.empty_like(x)
+        new, out = torch.empty_like(state), torch.empty_like(x)
+        # A single layer writes its values, which nobody reads, before it writes its output.
+        v_first = torch.empty_like(x) if len(self._steps) > 1 else out
         for step, addresses in zip(self._steps, places, strict=True):
             step(x, state, reset, v_first, out, new, addresses)
             x = out
         return out, new
 
 
-def _links(
-    parent: nn.Module, name: str
-) -> list[tuple[dict[str, nn.Module | None], str, nn.Module, Any, Any]]:
-    """Return child `name` and all below it: who holds it, under which key, itself, its hooks."""
+def _links(parent: nn.Module, name: str) -> list[tuple[dict[str, Any], str]]:
+    """Return child `name` and all below it, each by who holds it and under which key."""
     child = parent.get_submodule(name)
     below = [link for key, _ in child.named_children() for link in _links(child, key)]
-    own = (parent._modules, name, child, child._forward_hooks, child._forward_pre_hooks)
-    return [own, *below]
+    return [(parent._modules, name), *below]
 
 
 def build_step(

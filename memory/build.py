@@ -72,6 +72,11 @@ class MemoryConfig:
         for name in ("width", "layers", "head_size", "low_rank", "belief_size", "window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"memory.{name} is {getattr(self, name)}; expected at least 1.")
+        if self.kind == "window" and self.window < 2:
+            raise ValueError(
+                f"memory.window is {self.window}; expected at least 2. To see one input only, set "
+                "memory.kind to none."
+            )
         if self.norm_eps is not None and not 0 < self.norm_eps < math.inf:
             raise ValueError(
                 f"memory.norm_eps is {self.norm_eps}; expected a finite number above 0, or null."

@@ -34,10 +34,12 @@ class ChannelMix(nn.Module):
 
     def forward(self, x: Tensor, shift: Tensor, reset: Tensor) -> Tensor:
         """Return `[B, T, C]` from x `[B, T, C]`, the input before it `[B, C]` and resets."""
-        if can_fuse(x.shape[-1], x, shift, self.x_k) and are_plain(self.key, self.value):
-            from doxastic.kernels.cpu.layers import channel_mix_layer
+        if can_fuse(x.shape[-1], x, shift) and are_plain(self.key, self.value):
+            from doxastic.kernels.cpu.layers import channel_mix_layer, fits_channel_mix
 
-            return channel_mix_layer(x, shift, reset, self.x_k, self.key.weight, self.value.weight)
+            given = (x, shift, reset, self.x_k, self.key.weight, self.value.weight)
+            if fits_channel_mix(*given):
+                return channel_mix_layer(*given)
         (mixed,) = shift_mix(x, shift, reset, self.x_k.unsqueeze(0))
         output: Tensor = self.value(squared_relu(self.key(mixed)))
         return output

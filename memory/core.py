@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from doxastic.memory.base import Memory, check_inputs
 from doxastic.memory.block import Block
 from doxastic.memory.block_step import CoreStep, build_step, can_step
+from doxastic.memory.linear import is_hooked
 from doxastic.memory.state import StateLayout
 
 
@@ -88,7 +89,7 @@ class RWKV7Memory(Memory):
             own = {name: parts[f"{layer}.{name}"] for name in self._parts}
             x, own, v_first = block(x, own, reset, v_first, (), write)
             new.update({f"{layer}.{name}": own[name] for name in self._parts})
-        return self.ln_out(x), self.layout.join(new)
+        return self.ln_out(x), self.layout.join(new).to(state.dtype)
 
     def step(self, x: Tensor, state: Tensor, reset: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return what `forward` returns, from the compiled step, or None where it cannot serve.
@@ -98,4 +99,7 @@ class RWKV7Memory(Memory):
         """
         if self._step is None or x.shape[1] != 1 or not can_step(x, state):
             return None
-        return self._step(self.projection(x), state, reset)
+        projection = self.projection
+        if type(projection) is not nn.Identity or is_hooked(projection):
+            x = projection(x)
+        return self._step(x, state, reset)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 
 class ComputedLinear(nn.Module):
@@ -23,15 +24,29 @@ class ComputedLinear(nn.Module):
         return True
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Return whether calling the module does more, or something else, than its class's `forward`.
+
+    It has a hook of any kind, of its own or one for all modules, or a `forward` of its own.
+    """
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or _has_any_global_hook()
+    )
+
+
 def are_plain(*modules: nn.Module) -> bool:
     """Return whether calling each module is a product with its weight and nothing else.
 
     Not so with a subclass of `nn.Linear` (an adapter, a parametrised or quantised layer), a bias,
-    or a hook; with a `ComputedLinear` if it says so.
+    a hook or a `forward` of its own; with a `ComputedLinear` if it says so.
     """
     return all(
-        not module._forward_hooks
-        and not module._forward_pre_hooks
+        not is_hooked(module)
         and (
             module._parameters["bias"] is None
             if type(module) is nn.Linear

@@ -204,7 +204,7 @@ class MomentsReadout(Readout):
         """Return the features of one step and write the moments after it to `new`."""
         if self.surprise:
             return super().step(h, state, reset, new)
-        raw, prior = self.projection(h), self.positive_prior
+        raw, prior = self.projection(h), _positive(self.prior)
         return belief_moments_step(raw, prior, state=state, reset=reset, new=new)
 
 

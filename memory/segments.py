@@ -12,11 +12,13 @@ sequences grow by the resets of the fullest row, and torch's fastest dense kerne
 
 *Packing* splits the rows at the resets and gives the pieces to the layer as one `PackedSequence`.
 Nothing is computed in vain, but on the CPU torch then leaves oneDNN's fused LSTM for an
-unfused loop.
+unfused loop. It is also the way where something is not finite: clearing multiplies what came before
+by zero, and NaN times zero is NaN.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -58,8 +60,13 @@ def run_segment(
     """
     pieces = reset[:, 1:].count_nonzero() + reset.shape[0]
     short = isinstance(rnn, nn.GRU) and bool(reset.numel() < _SHORT_PIECE * pieces)
-    run = run_packed if x.is_cuda or short else run_cleared
-    return run(rnn, x, parts, reset)
+    if x.is_cuda or short:
+        return run_packed(rnn, x, parts, reset)
+    features, last = run_cleared(rnn, x, parts, reset)
+    # Features lie between -1 and 1: a sum is finite unless one of them is not.
+    if not math.isfinite(features.detach().sum().item()):
+        return run_packed(rnn, x, parts, reset)
+    return features, last
 
 
 def run_cleared(

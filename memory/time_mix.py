@@ -142,10 +142,12 @@ class TimeMix(nn.Module):
         plain = not self.double_rate and self.state_offset is None and write is None
         if (
             plain
-            and can_fuse(self.head_size, x, wkv, self.w0)
+            and can_fuse(self.head_size, x, shift, wkv)
             and are_plain(self.receptance, self.key, self.value, self.output)
         ):
-            return self._fused(x, shift, wkv, reset, v_first)
+            fused = self._fused(x, shift, wkv, reset, v_first)
+            if fused is not None:
+                return fused
         mixes = torch.stack([self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g])
         x_r, x_w, x_k, x_v, x_a, x_g = shift_mix(x, shift, reset, mixes)
         decay = _affine(torch.tanh(x_w @ self.w1), self.w2, self.w0)
@@ -169,18 +171,24 @@ class TimeMix(nn.Module):
 
     def _fused(
         self, x: Tensor, shift: Tensor, wkv: Tensor, reset: Tensor, v_first: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what `forward` returns, as one operation: float32 on the CPU."""
-        from doxastic.kernels.cpu.layers import time_mix_layer
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return what `forward` returns, as one operation: float32 on the CPU.
+
+        None if an argument or a parameter does not fit; the composed operations say what is wrong.
+        """
+        from doxastic.kernels.cpu.layers import fits_time_mix, time_mix_layer
 
         residual = () if v_first is None else (self.v0, self.v1, self.v2)
-        out, wkv, value = time_mix_layer(
+        given = (
             x, shift, wkv, reset, v_first, self.ln_x.eps,
             self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g,
             self.w0, self.w1, self.w2, self.a0, self.a1, self.a2, self.g1, self.g2,
             self.receptance.weight, self.key.weight, self.value.weight, self.output.weight,
             self.k_k, self.k_a, self.r_k, self.ln_x.weight, self.ln_x.bias, *residual,
         )  # fmt: skip
+        if not fits_time_mix(*given):
+            return None
+        out, wkv, value = time_mix_layer(*given)
         return out, wkv, value if v_first is None else v_first
 
 

@@ -46,4 +46,6 @@ class WriteGate(nn.Module):
         raw, prior = self.moments.projection(x), self.moments.positive_prior
         features, last = belief_moments_features(raw, prior, state=state, reset=reset)
         before = features_before(features, state, reset, prior)
-        return self.projection(before[..., : 2 * self.moments.size]).sigmoid(), last
+        # Of the weights' dtype again; moments are float32 at least.
+        seen = before[..., : 2 * self.moments.size].to(raw.dtype)
+        return self.projection(seen).sigmoid(), last

@@ -156,11 +156,12 @@ def _backward(
                 dshare = fma(dmean, delta, mul(dspread, change))
                 dvalue = mul(share, fma(mul(dspread, rest), mul(splat(TWO), delta), dmean))
                 dweight = div(dshare, n)
+                # Not dweight - dweight share, which cancels.
+                dlog = mul(fma(dweight, rest, dn), weight)
                 dn = sub(dn, mul(dweight, share))
                 slope = mul(splat(SCALE), mul(gate, sub(one, gate)))
                 store(draw, o, dvalue)
-                inner = mul(weight, inside(kappa, splat(LIMIT)))
-                store(draw, o + M, mul(add(dweight, dn), inner))
+                store(draw, o + M, mul(dlog, inside(kappa, splat(LIMIT))))
                 store(draw, o + 2 * M, mul(mul(dn, mul(n_0, decay)), slope))
                 dmean, dspread, dn = sub(dmean, dvalue), mul(dspread, rest), mul(dn, decay)
                 if reset[row * T + t]:

@@ -38,7 +38,8 @@ from doxastic.kernels.cpu.time_mix import _after, _before, _statistics
 # Rows that pass through the block together: few enough for the first-level cache.
 TILE = 16
 COLUMNS = LANES // 4
-# From this rank on, and for whole vectors, a low-rank map's first factor is read where it is.
+# From this rank on, and for whole vectors, a low-rank map's first factor is read where it is: at
+# least two vectors of any processor.
 LARGE_RANK = 32
 
 
@@ -110,31 +111,38 @@ def _down(x, rows, C, w, rank, gathered, out):
     if _is_small(rank):
         _linear(x, rows, C, gathered, out, stride)
         return
+    # A row's sum is one chain for even columns and one for odd, in both loops: threads cut a batch
+    # anywhere, and a row's bits must not depend on its neighbours. A chain alone would wait for
+    # itself at every step: eight of them run side by side, or four where rows are left over.
     fours = rows // 4 * 4
     for j in range(0, rank, LANES):
         for row in range(0, fours, 4):
-            o = row * C
+            o, p, q, s = row * C, (row + 1) * C, (row + 2) * C, (row + 3) * C
+            o0, p0, q0, s0 = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
+            o1, p1, q1, s1 = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
+            for i in range(0, C, 2):
+                even, odd = load(w, i * rank + j), load(w, (i + 1) * rank + j)
+                o0, o1 = fma(spread(x, o + i), even, o0), fma(spread(x, o + i + 1), odd, o1)
+                p0, p1 = fma(spread(x, p + i), even, p0), fma(spread(x, p + i + 1), odd, p1)
+                q0, q1 = fma(spread(x, q + i), even, q0), fma(spread(x, q + i + 1), odd, q1)
+                s0, s1 = fma(spread(x, s + i), even, s0), fma(spread(x, s + i + 1), odd, s1)
+            store(out, row * rank + j, add(o0, o1))
+            store(out, (row + 1) * rank + j, add(p0, p1))
+            store(out, (row + 2) * rank + j, add(q0, q1))
+            store(out, (row + 3) * rank + j, add(s0, s1))
+    for row in range(fours, rows):
+        o = row * C
+        for start in range(0, rank, 2 * LANES):
+            # The last pair may begin earlier, and then writes one vector again.
+            j = min(start, rank - 2 * LANES)
             s0, s1, s2, s3 = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
-            for i in range(C):
-                w_i = load(w, i * rank + j)
-                s0 = fma(spread(x, o + i), w_i, s0)
-                s1 = fma(spread(x, o + C + i), w_i, s1)
-                s2 = fma(spread(x, o + 2 * C + i), w_i, s2)
-                s3 = fma(spread(x, o + 3 * C + i), w_i, s3)
-            store(out, row * rank + j, s0)
-            store(out, (row + 1) * rank + j, s1)
-            store(out, (row + 2) * rank + j, s2)
-            store(out, (row + 3) * rank + j, s3)
-        for row in range(fours, rows):
-            o = row * C
-            s0, s1, s2, s3 = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
-            # Four chains: one alone would wait for itself at every step.
-            for i in range(0, C, 4):
-                s0 = fma(spread(x, o + i), load(w, i * rank + j), s0)
-                s1 = fma(spread(x, o + i + 1), load(w, (i + 1) * rank + j), s1)
-                s2 = fma(spread(x, o + i + 2), load(w, (i + 2) * rank + j), s2)
-                s3 = fma(spread(x, o + i + 3), load(w, (i + 3) * rank + j), s3)
-            store(out, row * rank + j, add(add(s0, s1), add(s2, s3)))
+            for i in range(0, C, 2):
+                even, odd, p = spread(x, o + i), spread(x, o + i + 1), i * rank + j
+                s0, s1 = fma(even, load(w, p), s0), fma(odd, load(w, p + rank), s1)
+                s2 = fma(even, load(w, p + LANES), s2)
+                s3 = fma(odd, load(w, p + rank + LANES), s3)
+            store(out, row * rank + j, add(s0, s1))
+            store(out, row * rank + j + LANES, add(s2, s3))
 
 
 @compiled

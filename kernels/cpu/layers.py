@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from doxastic.kernels.checks import can_fuse
 from doxastic.kernels.cpu import channel_mix, low_rank, time_mix, token_shift
 from doxastic.kernels.cpu.low_rank import LINEAR, SIGMOID, TANH
 
@@ -21,6 +22,8 @@ sigmoid_backward = torch.ops.aten.sigmoid_backward
 
 def time_mix_layer(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Return output `[B, T, C]`, final state and the value before its residual `[B, T, C]`.
+
+    The kernels read addresses: call it only with what `fits_time_mix`.
 
     `args` are x, shift, state, reset, v_first (or None), the group norm's eps, and the
     parameters: x_r, x_w, x_k, x_v, x_a, x_g, w0, w1, w2, a0, a1, a2, g1, g2, the weights of
@@ -31,10 +34,58 @@ def time_mix_layer(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return outputs
 
 
+def fits_time_mix(
+    x: Tensor, shift: Tensor, state: Tensor, reset: Tensor, v_first: Tensor | None, eps: float,
+    *parameters: Tensor,
+) -> bool:  # fmt: skip
+    """Return whether `time_mix_layer` may take these arguments: plain, and of fitting shapes."""
+    B, T, C = x.shape if x.ndim == 3 else (0, 0, 0)
+    H, K = state.shape[1:3] if state.ndim == 4 else (0, 0)
+    tensors = [x, shift, state, *parameters]
+    w, a, g = (parameters[i].shape[0] for i in (8, 11, 13))
+    shapes: list[tuple[int, ...]] = [
+        (B, T, C), (B, C), (B, H, K, K), *[(C,)] * 7, (C, w), (w, C), (C,), (C, a), (a, C),
+        (C, g), (g, C), *[(C, C)] * 4, (C,), (C,), (H, K), (C,), (C,),
+    ]  # fmt: skip
+    if v_first is not None:
+        rank = parameters[25].shape[0]
+        tensors.append(v_first)
+        shapes += [(C,), (C, rank), (rank, C), (B, T, C)]
+    return (
+        T > 0
+        and C == H * K
+        and _is_reset(reset, B, T)
+        and [z.shape for z in tensors] == shapes
+        and can_fuse(K, *tensors)
+    )
+
+
 def channel_mix_layer(*args: Tensor) -> Tensor:
-    """Return `[B, T, C]`; `args` are x, shift, reset, x_k and the weights of key and value."""
+    """Return `[B, T, C]`; `args` are x, shift, reset, x_k and the weights of key and value.
+
+    The kernels read addresses: call it only with what `fits_channel_mix`.
+    """
     output: Tensor = _ChannelMixLayer.apply(*args)
     return output
+
+
+def fits_channel_mix(
+    x: Tensor, shift: Tensor, reset: Tensor, x_k: Tensor, key: Tensor, value: Tensor
+) -> bool:
+    """Return whether `channel_mix_layer` may take these arguments: plain, of fitting shapes."""
+    B, T, C = x.shape if x.ndim == 3 else (0, 0, 0)
+    hidden, tensors = key.shape[0], (x, shift, x_k, key, value)
+    shapes = [(B, T, C), (B, C), (C,), (hidden, C), (C, hidden)]
+    return (
+        T > 0
+        and _is_reset(reset, B, T)
+        and [z.shape for z in tensors] == shapes
+        and can_fuse(C, *tensors)
+    )
+
+
+def _is_reset(reset: Tensor, batch: int, steps: int) -> bool:
+    return reset.shape == (batch, steps) and reset.dtype is torch.bool and reset.is_cpu
 
 
 class _TimeMixLayer(torch.autograd.Function):
@@ -52,7 +103,11 @@ class _TimeMixLayer(torch.autograd.Function):
         mix = torch.stack(parameters[:6])
         X = token_shift.forward(x, shift, reset, mix).flatten(1, 2)
         x_r, x_w, x_k, x_v, x_a, x_g = X.unbind(0)
-        r, k, value = x_r @ W_r.t(), x_k @ W_k.t(), x_v @ W_v.t()
+        r, k = x_r @ W_r.t(), x_k @ W_k.t()
+        # Outputs come out of their products in their own shape: a view could not be changed in
+        # place, and this one is read again by the backward.
+        value_out = x_v.view(x.shape) @ W_v.t()
+        value = value_out.flatten(0, 1)
         low_w, decay = low_rank.forward(x_w, w1, w2, w0, TANH)
         low_a, rate = low_rank.forward(x_a, a1, a2, a0, LINEAR)
         low_g, gate = low_rank.forward(x_g, g1, g2, None, SIGMOID)
@@ -71,7 +126,7 @@ class _TimeMixLayer(torch.autograd.Function):
             *kept, x, shift, mix, X, v_first, value, low_w, low_a, low_g, low_v, share, z,
             *parameters,
         )  # fmt: skip
-        return (z @ W_o.t()).view(x.shape), final, value.view(x.shape)
+        return z.view(x.shape) @ W_o.t(), final, value_out
 
     @staticmethod
     @once_differentiable
@@ -128,11 +183,12 @@ class _ChannelMixLayer(torch.autograd.Function):
     ) -> Tensor:
         """Return the output `[B, T, C]`; keep what the backward needs."""
         x, shift, reset, mix = (z.contiguous() for z in (x, shift, reset, x_k.unsqueeze(0)))
-        mixed = token_shift.forward(x, shift, reset, mix).view(-1, x.shape[2])
+        mixed = token_shift.forward(x, shift, reset, mix).flatten(0, 2)
         inner = mixed @ key.t()
         hidden = channel_mix.forward(inner)
         ctx.save_for_backward(x, shift, reset, mix, mixed, inner, hidden, key, value)
-        return (hidden @ value.t()).view(x.shape)
+        # In its own shape: a view of it could not be changed in place.
+        return hidden.view(*reset.shape, hidden.shape[1]) @ value.t()
 
     @staticmethod
     @once_differentiable

@@ -5,6 +5,7 @@ Raw functions on contiguous float32 tensors; `kernels/moments.py` holds the publ
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,6 +19,7 @@ from doxastic.kernels.cpu.simd import (
     flags,
     floats,
     fma,
+    inside,
     load,
     mul,
     splat,
@@ -25,6 +27,15 @@ from doxastic.kernels.cpu.simd import (
     sub,
 )
 from doxastic.kernels.cpu.threads import run
+
+# `exp` stays at e^-87 below it, and never forgets altogether.
+LOWEST = np.float32(87.0)
+
+
+@compiled
+def _decay(omega):
+    """Return e^omega of log-decays, at most 0; 0 below -87, as float32 has it soon after."""
+    return mul(exp(omega), inside(omega, splat(LOWEST)))
 
 
 @compiled
@@ -62,7 +73,7 @@ def _moments(
                 if reset[row * T + t]:
                     n, mu, var = splat(ZERO), splat(ZERO), splat(ZERO)
                 weight = exp(load(kappa, o))
-                kept = mul(n, exp(load(omega, o)))
+                kept = mul(n, _decay(load(omega, o)))
                 n = add(kept, weight)
                 # Not 1 - share, which has no digits left where one step outweighs the past.
                 share, rest = div(weight, n), div(kept, n)
@@ -117,7 +128,7 @@ def _moments_backward(
                 dmu = add(dmu, load(dmean, o))
                 dvar = add(dvar, load(dspread, o))
                 dn = add(dn, load(devidence, o))
-                decay, weight = exp(load(omega, o)), exp(load(kappa, o))
+                decay, weight = _decay(load(omega, o)), exp(load(kappa, o))
                 share = div(weight, load(evidence, o))
                 rest = div(mul(n, decay), load(evidence, o))
                 delta = sub(load(value, o), mu)
@@ -125,11 +136,12 @@ def _moments_backward(
                 # spread_t = rest (var + share delta^2);  mean_t = mu + share delta
                 dshare = fma(dmu, delta, mul(dvar, sub(mul(rest, square), fma(share, square, var))))
                 ddelta = mul(share, fma(mul(dvar, rest), mul(splat(TWO), delta), dmu))
-                # share = weight / evidence;  evidence = n decay + weight
+                # share = weight / evidence;  evidence = n decay + weight. With 1 - share = rest the
+                # gradient of kappa is a product, where a difference would cancel.
                 dweight = div(dshare, load(evidence, o))
-                dn = sub(dn, mul(dweight, share))
                 store(dvalue, o, ddelta)
-                store(dkappa, o, mul(add(dweight, dn), weight))
+                store(dkappa, o, mul(fma(dweight, rest, dn), weight))
+                dn = sub(dn, mul(dweight, share))
                 store(domega, o, mul(dn, mul(n, decay)))
                 dmu, dvar, dn = sub(dmu, ddelta), mul(dvar, rest), mul(dn, decay)
                 if reset[row * T + t]:

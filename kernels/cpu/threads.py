@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
 import torch
+
+from doxastic.kernels.checks import log_once
 
 # Below this many multiply-adds a second thread costs more than it saves.
 _WORTH_A_THREAD = 400_000
@@ -22,7 +24,9 @@ def run(kernel: Callable[..., None], chains: int, work: int, *args: Any) -> None
     """Call `kernel(first, last, *args)` over `[0, chains)`, split among threads.
 
     Tensors go to the kernel as the address of their first element: boxing one as an array costs
-    more than many a kernel takes.
+    more than many a kernel takes. A piece that no other thread has begun by the time this one is
+    free is run here: the pool may be busy, at a limit of threads, or closed since the main thread
+    has ended.
 
     Args:
         kernel: A compiled function that releases the interpreter lock.
@@ -37,17 +41,49 @@ def run(kernel: Callable[..., None], chains: int, work: int, *args: Any) -> None
         kernel(0, chains, *values)
         return
     borders = [chains * i // threads for i in range(threads + 1)]
-    others = [
-        _get_pool().submit(kernel, first, last, *values)
-        for first, last in itertools.pairwise(borders[1:])
-    ]
+    pieces = list(itertools.pairwise(borders[1:]))
+    # Not the pool's own: where it fails to start a thread, it has queued the piece all the same.
+    others: list[Future[None]] = [Future() for _ in pieces]
     try:
+        _submit(kernel, pieces, others, values)
         kernel(borders[0], borders[1], *values)
+        for piece, other in zip(pieces, others, strict=True):
+            if other.cancel():
+                kernel(*piece, *values)
     finally:
         # Whoever fails, no thread may outlive the tensors it writes to.
-        wait(others)
-    for other in others:
+        begun = [other for other in others if not other.cancel()]
+        wait(begun)
+    for other in begun:
         other.result()
+
+
+def _submit(
+    kernel: Callable[..., None],
+    pieces: list[tuple[int, int]],
+    others: list[Future[None]],
+    values: list[Any],
+) -> None:
+    """Offer the pieces to the pool, as far as it takes them."""
+    try:
+        for piece, other in zip(pieces, others, strict=True):
+            _get_pool().submit(_carry_out, other, kernel, piece, values)
+    except RuntimeError as error:
+        log_once(f"the compiled kernels run on fewer threads: {error}.")
+
+
+def _carry_out(
+    future: Future[None], kernel: Callable[..., None], piece: tuple[int, int], values: list[Any]
+) -> None:
+    """Run a piece, unless the caller took it back."""
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        kernel(*piece, *values)
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(None)
 
 
 def _get_pool() -> ThreadPoolExecutor:

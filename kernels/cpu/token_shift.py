@@ -100,7 +100,9 @@ class FusedShiftMix(torch.autograd.Function):
         """Return the G mixed inputs."""
         tensors = [z.contiguous() for z in (x, previous, reset, mix)]
         ctx.save_for_backward(*tensors)
-        return forward(*tensors).unbind(0)
+        mixed = forward(*tensors).flatten(0, 1)
+        # No views: those that one function returns several of cannot be changed in place.
+        return torch.unsafe_split_with_sizes(mixed, [x.shape[0]] * mix.shape[0])
 
     @staticmethod
     @once_differentiable

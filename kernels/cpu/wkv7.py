@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.nn import functional as F
 
 from doxastic.kernels.cpu.common import ZERO, compiled, padded, whole
@@ -358,8 +359,11 @@ def wkv7_step(
     tensors = (r, decay, k, v, a, b, old, reset, y, new)
     run(_step, B * H, 5 * v.numel() * kp, H, kp, vp, *tensors)
     new = new[..., :V, :K]
-    if inplace and new.data_ptr() != state.data_ptr():
-        state.copy_(new)
+    if inplace:
+        if new.data_ptr() != state.data_ptr():
+            state.copy_(new)
+        elif not state.is_inference():
+            increment_version(state)
     return y[..., :V].contiguous(), state if inplace else new.contiguous()
 
 

@@ -58,8 +58,10 @@ def retreat(dn, dmean, dspread, n, n_0, mean_0, spread_0, value, weight, decay, 
     change = rest * delta * delta - (spread_0 + share * delta * delta)
     dvalue = share * (dmean + 2.0 * dspread * rest * delta)
     dweight = (dmean * delta + dspread * change) / divisor
+    # Not dweight - dweight * share, which cancels.
+    dkappa = (dn + dweight * rest) * weight
     dn -= dweight * share
-    dkappa, domega = (dweight + dn) * weight, dn * kept
+    domega = dn * kept
     dn, dmean = tl.where(reset, 0.0, dn * decay), tl.where(reset, 0.0, dmean - dvalue)
     return dvalue, dkappa, domega, dn, dmean, tl.where(reset, 0.0, dspread * rest)
 

@@ -1,7 +1,7 @@
 """One acting step on the GPU, without gradients: of WKV-7 alone, or with the time mix around it.
 
-One launch each. Nothing is allocated but the results, no value is looked at on the host, and with
-`inplace` the state stays where it is: both can be captured in a CUDA graph.
+One launch each. Nothing is allocated but the results, and no value is looked at on the host: both
+can be captured in a CUDA graph. With `inplace` the state of WKV-7 stays where it is.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from doxastic.kernels.triton.common import OPTIONS, check_runnable, on_device
 from doxastic.kernels.triton.rows import check_dtypes, flags
@@ -50,7 +51,7 @@ def _step(
 @triton.jit
 def _time_mix_step(
     p_r, p_decay, p_k, p_v, p_rate, p_gate, p_k_k, p_k_a, p_r_k, p_weight, p_bias,
-    p_state, p_reset, p_out, p_new, s_state, s_new, eps, H, K, BK: tl.constexpr,
+    p_state, p_reset, p_out, p_new, s_state, eps, H, K, BK: tl.constexpr,
 ):  # fmt: skip
     i_h = tl.program_id(0).to(tl.int64)
     b, h = i_h // H, i_h % H
@@ -77,7 +78,7 @@ def _time_mix_step(
     removed = tl.sum(state * kk[None, :], 1)
     state = state * w[None, :] - removed[:, None] * (kk * alpha)[None, :]
     state += v[:, None] * key[None, :]
-    tl.store(p_new + b * s_new + tile, state, m_tile)
+    tl.store(p_new + b * H * K * K + tile, state, m_tile)
     y = tl.sum(state * r[None, :], 1)
     # The back: group norm, bonus, gate.
     centred = tl.where(mask, y - tl.sum(y, 0) / K, 0.0)
@@ -132,6 +133,8 @@ def _launch_step(
             y, new, H, Q, K, V, state is not None, reset is not None,
             triton.next_power_of_2(K), rows, num_warps=1 if K <= 64 else 4, **OPTIONS,
         )  # fmt: skip
+    if new is state and not new.is_inference():
+        increment_version(new)
     return y, new
 
 
@@ -155,7 +158,7 @@ def _(
 def time_mix_step(
     r: Tensor, decay: Tensor, k: Tensor, v: Tensor, rate: Tensor, gate: Tensor,
     k_k: Tensor, k_a: Tensor, r_k: Tensor, norm_weight: Tensor, norm_bias: Tensor,
-    norm_eps: float, state: Tensor, reset: Tensor, new: Tensor | None = None,
+    norm_eps: float, state: Tensor, reset: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return what `doxastic.kernels.time_mix.time_mix` returns for T = 1, in one launch.
 
@@ -176,42 +179,32 @@ def time_mix_step(
         norm_eps: Added to the variance.
         state: `[B, H, V, K]` float32; rows of a wider state are read where they are.
         reset: `[B, 1]` bool.
-        new: Where to write the new state, laid out like `state`, which it may be; None for a
-            tensor of its own.
-
-    Raises:
-        ValueError: A row of `new` is not contiguous.
     """
-    tensors = (r, decay, k, v, rate, gate, k_k, k_a, r_k, norm_weight, norm_bias)
-    if new is None and torch.compiler.is_compiling():
-        outputs: tuple[Tensor, Tensor] = _time_mix_step_operator(*tensors, norm_eps, state, reset)
-        return outputs
-    return _launch_time_mix_step(*tensors, norm_eps, state, reset, new)
+    compiling = torch.compiler.is_compiling()
+    step = _time_mix_step_operator if compiling else _launch_time_mix_step
+    outputs: tuple[Tensor, Tensor] = step(
+        r, decay, k, v, rate, gate, k_k, k_a, r_k, norm_weight, norm_bias, norm_eps, state, reset
+    )
+    return outputs
 
 
 def _launch_time_mix_step(
     r: Tensor, decay: Tensor, k: Tensor, v: Tensor, rate: Tensor, gate: Tensor,
     k_k: Tensor, k_a: Tensor, r_k: Tensor, norm_weight: Tensor, norm_bias: Tensor,
-    norm_eps: float, state: Tensor, reset: Tensor, new: Tensor | None,
+    norm_eps: float, state: Tensor, reset: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     (B, _, C), (H, K) = r.shape, r_k.shape
     inputs = [x.contiguous() for x in (r, decay, k, v, rate, gate)]
     parameters = [x.contiguous() for x in (k_k, k_a, r_k, norm_weight, norm_bias)]
     state = state if _is_dense(state) else state.contiguous()
-    if new is None:
-        new = torch.empty(B, H, K, K, dtype=torch.float32, device=v.device)
-    elif not _is_dense(new):
-        raise ValueError(
-            f"new has strides {new.stride()}; expected [B, H, V, K] with contiguous rows of "
-            f"H V K = {C * K}."
-        )
+    new = torch.empty(B, H, K, K, dtype=torch.float32, device=v.device)
     out = torch.empty((B, 1, C), dtype=v.dtype, device=v.device)
     if out.numel():
         block = triton.next_power_of_2(K)
         with on_device(v):
             _time_mix_step[(B * H,)](
-                *inputs, *parameters, state, flags(reset), out, new, state.stride(0),
-                new.stride(0), norm_eps, H, K, block,
+                *inputs, *parameters, state, flags(reset), out, new, state.stride(0), norm_eps,
+                H, K, block,
                 num_warps=min(16, max(1, block * block // 1024)), **OPTIONS,
             )  # fmt: skip
     return out, new
@@ -224,9 +217,8 @@ def _time_mix_step_operator(
     norm_eps: float, state: Tensor, reset: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     return _launch_time_mix_step(
-        r, decay, k, v, rate, gate, k_k, k_a, r_k, norm_weight, norm_bias, norm_eps, state,
-        reset, None,
-    )  # fmt: skip
+        r, decay, k, v, rate, gate, k_k, k_a, r_k, norm_weight, norm_bias, norm_eps, state, reset
+    )
 
 
 @_time_mix_step_operator.register_fake

@@ -174,6 +174,16 @@ def test_second_derivatives_are_an_error_in_float32_and_exist_in_float64():
             assert torch.autograd.grad(draw.sum(), leaves["raw"])[0].any()
 
 
+def test_the_gradient_of_log_weights_keeps_its_digits_for_large_values():
+    inputs, M = belief_inputs(B=8, T=1), 16
+    inputs["raw"][:, :, :M] *= 50.0
+    reset = torch.ones(8, 1, dtype=torch.bool)
+    truth = with_gradients(belief_moments_features, inputs, F64, reset=reset)["draw"]
+    actual = with_gradients(belief_moments_features, inputs, F32, reset=reset)["draw"]
+    middle = slice(M, 2 * M)
+    assert_close("dlog_weight", actual[..., middle], truth[..., middle], KERNEL[F32])
+
+
 def test_threads_do_not_change_a_bit():
     inputs, reset = belief_inputs(B=8, T=64, M=32), random_reset(8, 64, 0.05)
     single = with_gradients(belief_moments_features, inputs, F32, reset=reset)

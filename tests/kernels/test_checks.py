@@ -102,6 +102,20 @@ def test_backends_say_what_they_cannot_do():
         wkv7(**inputs, backend="chunked")
 
 
+@pytest.mark.parametrize("backend", ["chunked", "reference", "cpu"])
+def test_no_rows_are_no_error(backend):
+    inputs = {name: x[:0].float().requires_grad_() for name, x in wkv7_inputs(T=T).items()}
+    numbers = {name: x[:0].float().requires_grad_() for name, x in moments_inputs(T=T).items()}
+    reset = torch.zeros(0, T, dtype=torch.bool)
+    for given in (None, reset):
+        y, state = wkv7(**inputs, reset=given, backend=backend)
+        assert (y.shape, state.shape) == ((0, T, 2, 8), (0, 2, 8, 8))
+        outputs = weighted_moments(**numbers, reset=given, backend=backend)
+        assert [x.shape for x in outputs] == [(0, T, 8)] * 3 + [(0, 3, 8)]
+        sum(x.sum() for x in (y, state, *outputs)).backward()
+    assert all(x.grad.shape == x.shape for x in (*inputs.values(), *numbers.values()))
+
+
 def test_a_fallback_is_logged_once_per_reason(caplog, monkeypatch):
     monkeypatch.setattr(checks, "_logged", set())
     inputs, several = wkv7_inputs(T=T), wkv7_inputs(T=T, queries=2)

@@ -203,6 +203,43 @@ def test_first_and_second_derivatives_match_finite_differences(backend):
     assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
+@every_backend
+def test_the_gradient_of_log_weights_keeps_its_digits_for_large_values(backend, dtype):
+    inputs, reset = moments_inputs(B=8, T=1), torch.ones(8, 1, dtype=torch.bool)
+    inputs["value"] *= 50.0
+    truth = with_gradients(weighted_moments, inputs, F64, reset=reset, backend="reference")
+    actual = with_gradients(weighted_moments, inputs, dtype, reset=reset, backend=backend)
+    name = "dlog_weight"
+    assert_close(name, actual[name], truth[name], KERNEL[dtype])
+
+
+@every_backend
+@pytest.mark.parametrize("gone", [-200.0, float("-inf")])
+def test_an_endless_log_decay_forgets_even_overwhelming_evidence(backend, dtype, gone):
+    inputs = {name: x.to(dtype) for name, x in moments_inputs(T=9).items()}
+    inputs["log_weight"][:, :4] = 80.0
+    inputs["log_weight"][:, 4:] = -8.0
+    inputs["log_decay"][:, 4] = gone
+    *outputs, state = weighted_moments(**inputs, backend=backend)
+    after = (*(x[:, 4:] for x in outputs), state)
+    later = {name: x[:, 4:] for name, x in inputs.items() if name != "state"}
+    for x, y in zip(after, weighted_moments(**later, backend=backend), strict=True):
+        assert_close("output", x, y, SAME[dtype])
+
+
+@every_backend
+def test_no_gradient_crosses_an_endless_log_decay(backend, dtype):
+    leaves = {name: x.to(dtype) for name, x in moments_inputs(T=9).items()}
+    leaves["log_decay"][:, 4] = float("-inf")
+    leaves = {name: x.requires_grad_() for name, x in leaves.items()}
+    *outputs, state = weighted_moments(**leaves, backend=backend)
+    after = (*(x[:, 4:] for x in outputs), state)
+    *sequences, dstate = torch.autograd.grad(after, list(leaves.values()), cotangents(after))
+    assert not dstate.any()
+    assert not any(x[:, :4].any() for x in sequences)
+    assert all(x[:, 4:].isfinite().all() for x in sequences)
+
+
 def test_threads_do_not_change_a_bit():
     inputs, reset = moments_inputs(B=8, T=64, M=64), random_reset(8, 64, 0.05)
     single = with_gradients(weighted_moments, inputs, F32, reset=reset, backend="cpu")

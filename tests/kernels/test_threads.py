@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -66,15 +67,13 @@ def test_an_error_in_any_piece_reaches_the_caller(count, chain):
 
 def test_no_piece_outlives_the_call_when_another_fails():
     torch.set_num_threads(3)
-    started, done = threading.Event(), []
+    started, done = threading.Barrier(3), []
 
     def kernel(first, last):
+        started.wait(10)
         if first == 0:
-            started.wait(10)
             raise RuntimeError("the first piece failed")
-        if last == 3:
-            started.set()
-            threading.Event().wait(0.05)
+        threading.Event().wait(0.05)
         done.append(first)
 
     with pytest.raises(RuntimeError, match="first piece failed"):
@@ -105,6 +104,74 @@ def test_more_threads_than_processors_still_run_everything(monkeypatch):
     pieces = []
     run(lambda first, last: pieces.append(first), 4, HEAVY)
     assert sorted(pieces) == [0, 1, 2, 3]
+
+
+class OneThread(ThreadPoolExecutor):
+    """A pool at a limit of threads: it queues what it is given, but starts a single thread."""
+
+    def _adjust_thread_count(self):
+        if self._threads:
+            raise RuntimeError("can't start new thread")
+        super()._adjust_thread_count()
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_every_chain_is_run_exactly_once_at_a_limit_of_threads(monkeypatch, busy):
+    pool, release, pieces = OneThread(max_workers=4), threading.Event(), []
+    monkeypatch.setattr(threads, "_pool", pool)
+    torch.set_num_threads(4)
+    if busy:
+        pool.submit(release.wait, 10)
+    run(lambda first, last: pieces.append(first), 4, HEAVY)
+    # Neither twice, nor by a thread that comes late.
+    ran = sorted(pieces)
+    release.set()
+    pool.shutdown()
+    assert ran == sorted(pieces) == [0, 1, 2, 3]
+
+
+def test_no_piece_outlives_the_call_when_another_cannot_be_submitted(monkeypatch):
+    pool, started, done = OneThread(max_workers=4), threading.Event(), []
+    monkeypatch.setattr(threads, "_pool", pool)
+    torch.set_num_threads(3)
+
+    def kernel(first, last):
+        if first == 0:
+            started.wait(10)
+            raise RuntimeError("the first piece failed")
+        started.set()
+        threading.Event().wait(0.05)
+        done.append(first)
+
+    with pytest.raises(RuntimeError, match="first piece failed"):
+        run(kernel, 3, HEAVY)
+    ran = list(done)
+    pool.shutdown()
+    assert ran == done == [1]
+
+
+def test_kernels_run_after_the_main_thread_has_ended():
+    script = """
+import threading, time, torch
+from concurrent.futures import thread
+from doxastic.kernels.cpu import moments_forward
+torch.set_num_threads(2)
+x = torch.linspace(-1, 1, 8 * 64 * 64).reshape(8, 64, 64)
+inputs = x, x.flip(1), -x.abs(), torch.ones(8, 3, 64), torch.zeros(8, 64, dtype=torch.bool)
+expected = moments_forward(*inputs)[0].numpy()
+
+def work():
+    while not thread._shutdown:
+        time.sleep(0.01)
+    if (moments_forward(*inputs)[0].numpy() == expected).all():
+        print("the same")
+
+threading.Thread(target=work).start()
+"""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert result.stdout.strip() == "the same", result.stderr
 
 
 @pytest.mark.skipif(not hasattr(threads.os, "register_at_fork"), reason="needs os.fork")

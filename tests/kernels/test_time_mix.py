@@ -187,6 +187,30 @@ def test_threads_do_not_change_a_bit():
         assert torch.equal(double[name], expected), name
 
 
+def test_outputs_may_be_changed_in_place():
+    inputs, reset = time_mix_inputs(), random_reset(2, 21, 0.1)
+    leaves = {name: x.float().requires_grad_() for name, x in inputs.items()}
+    outputs = time_mix(**leaves, reset=reset)
+    expected = torch.autograd.grad(sum(3 * x.sum() for x in outputs), list(leaves.values()))
+    changed = [x.mul_(3) for x in time_mix(**leaves, reset=reset)]
+    actual = torch.autograd.grad(sum(x.sum() for x in changed), list(leaves.values()))
+    for name, x, y in zip(leaves, actual, expected, strict=True):
+        assert_close(name, x, y, SAME[F32])
+
+
+@pytest.mark.parametrize("dtypes", [(F32, torch.bfloat16), (F32, F64), (F64, F32)], ids=str)
+def test_parameters_of_another_dtype_are_promoted(dtypes):
+    inputs, reset = time_mix_inputs(), random_reset(2, 21, 0.1)
+    given = {
+        name: x.to(dtypes[0] if name in (*TIME_MIX, "state") else dtypes[1])
+        for name, x in inputs.items()
+    }
+    expected = time_mix(**{name: x.double() for name, x in given.items()}, reset=reset)
+    for i, x in enumerate(time_mix(**given, reset=reset)):
+        assert x.dtype == torch.promote_types(*dtypes) or i
+        assert_close(f"output {i}", x, expected[i], KERNEL[F32])
+
+
 WRONG = [
     ("r", torch.zeros(2, 32), "r has shape [2, 32]; expected [B, T, C]"),
     ("decay", torch.zeros(2, 20, 32), "decay has shape [2, 20, 32]; expected [B, T, C]"),
@@ -195,6 +219,7 @@ WRONG = [
     ("k", torch.zeros(2, 21, 32, device="meta"), "k is on meta; expected cpu"),
     ("r_k", torch.zeros(32), "r_k has shape [32]; expected [H, K]"),
     ("r_k", torch.zeros(3, 16), "r_k has shape [3, 16]; expected [H, K] = [2, 16]"),
+    ("r_k", torch.zeros(1, 20), "r_k has shape [1, 20]; expected [H, K] with H K = C = 32"),
     ("k_k", torch.zeros(31), "k_k has shape [31]; expected [C] = [32]"),
     ("norm_bias", torch.zeros(1), "norm_bias has shape [1]; expected [C] = [32]"),
     ("state", torch.zeros(1, 2, 16, 16), "state has shape [1, 2, 16, 16]; expected [B, H, V, K]"),

@@ -55,6 +55,18 @@ def test_every_step_mixes_its_input_with_the_one_before(dtype):
     assert half[0, :, 0].tolist() == [-1.0, 1.5, 1.5, 3.5]
 
 
+def test_outputs_may_be_changed_in_place():
+    leaves = {name: x.float().requires_grad_() for name, x in shift_inputs().items()}
+    reset, values = random_reset(2, 21, 0.1), list(leaves.values())
+    expected = torch.autograd.grad(
+        sum(3 * x.sum() for x in shift_mix(**leaves, reset=reset)), values
+    )
+    changed = [x.mul_(3) for x in shift_mix(**leaves, reset=reset)]
+    actual = torch.autograd.grad(sum(x.sum() for x in changed), values)
+    for name, x, y in zip(leaves, actual, expected, strict=True):
+        assert_close(name, x, y, SAME[F32])
+
+
 @pytest.mark.parametrize("probability", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("steps", [1, 2, 15, 17, 33])
 def test_fused_equals_composed_for_every_length_and_reset_rate(steps, probability):

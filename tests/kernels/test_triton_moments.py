@@ -40,6 +40,13 @@ def test_matches_reference_with_resets_at_the_edges(device, steps):
 
 
 @every_device
+def test_the_gradient_of_log_weights_keeps_its_digits_for_large_values(device):
+    inputs = moments_inputs(B=8, T=1)
+    inputs["value"] *= 50.0
+    check(kernel, truth, inputs, device, reset=torch.ones(8, 1, dtype=torch.bool))
+
+
+@every_device
 @every_dtype
 def test_half_precision_is_computed_in_float32(device, dtype):
     inputs = moments_inputs(T=9)

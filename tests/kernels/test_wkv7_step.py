@@ -62,6 +62,31 @@ def test_inplace_writes_the_same_state_over_the_old_one(backend, dtype, width):
 
 
 @every_backend
+@pytest.mark.parametrize("width", [16, 5])
+def test_autograd_notices_that_the_state_was_overwritten(backend, dtype, width):
+    inputs = {name: x.to(dtype) for name, x in wkv7_inputs(T=1, K=width, V=width).items()}
+    state = inputs.pop("state")
+    factor = torch.ones_like(state, requires_grad=True)
+    product = (factor * state).sum()
+    inputs = {name: x[:, 0] for name, x in inputs.items()}
+    with torch.no_grad():
+        wkv7_step(**inputs, state=state, backend=backend, inplace=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
+@every_backend
+def test_inplace_works_in_inference_mode(backend, dtype):
+    with torch.inference_mode():
+        inputs = {name: x.to(dtype) for name, x in wkv7_inputs(T=2, K=16, V=16).items()}
+        reset = torch.zeros(2, 2, dtype=torch.bool)
+        expected = steps(**inputs, reset=reset, backend=backend)
+        actual = steps(**inputs, reset=reset, backend=backend, inplace=True)
+    for name, x, y in zip(("y", "state"), actual, expected, strict=True):
+        assert torch.equal(x, y), name
+
+
+@every_backend
 def test_without_inplace_the_old_state_stays(backend, dtype):
     inputs = {name: x.to(dtype)[:, 0] for name, x in wkv7_inputs(T=1).items() if name != "state"}
     state = torch.ones(2, 2, 8, 8, dtype=dtype)

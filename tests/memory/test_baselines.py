@@ -139,6 +139,26 @@ def test_exactly_no_gradient_crosses_a_reset(
     assert dx[:, 4:].ne(0.0).any(2).all()
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("kind", GATED)
+def test_no_gradient_of_what_is_not_finite_crosses_a_reset(
+    kind: type[GRUMemory] | type[LSTMMemory], layers: int
+) -> None:
+    memory = kind(3, 5, layers)
+    x, reset = torch.randn(2, 40, 3), torch.zeros(2, 40, dtype=torch.bool)
+    reset[0, 20] = True
+    state = memory.initial_state(2)
+    clean = x.clone().requires_grad_()
+    x[0, 7, 0] = float("nan")
+    x.requires_grad_()
+    gradients = [
+        torch.autograd.grad(memory(inputs, state, reset)[0][0, 20:].square().sum(), inputs)[0]
+        for inputs in (clean, x)
+    ]
+    for part in ((0, slice(20, None)), (1,)):
+        torch.testing.assert_close(gradients[1][part], gradients[0][part])
+
+
 def test_a_segment_with_resets_is_one_call_per_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     calls, lstm = [], torch.lstm
 

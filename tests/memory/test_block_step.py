@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from doxastic.kernels import checks
+from doxastic.memory.belief import BeliefMemory
 from doxastic.memory.block import Block
 from doxastic.memory.core import RWKV7Memory
 
@@ -158,8 +159,23 @@ def test_strided_arguments_are_understood_and_left_as_they_were(compiled_only):
     assert all(map(torch.equal, strided, before))
 
 
-def test_threads_do_not_change_a_bit(compiled_only):
-    memory = make()
+@pytest.mark.parametrize("low_rank", [8, 32, 48])
+def test_the_rows_beside_it_do_not_change_a_bit_of_a_row(compiled_only, low_rank):
+    # As wide as the core: an input projection is PyTorch's, whose bits depend on the batch.
+    memory = make(input_size=32, low_rank=low_rank)
+    arguments = sample(memory, batch=23)
+    with torch.no_grad():
+        together = memory(*arguments)
+        for size in (1, 3, 7):
+            pieces = [x.split(size) for x in arguments]
+            parts = [memory(*given) for given in zip(*pieces, strict=True)]
+            for whole, part in zip(together, zip(*parts, strict=True), strict=True):
+                assert torch.equal(whole, torch.cat(part)), size
+
+
+@pytest.mark.parametrize("low_rank", [8, 32])
+def test_threads_do_not_change_a_bit(compiled_only, low_rank):
+    memory = make(low_rank=low_rank)
     arguments = sample(memory, batch=300)
     with torch.no_grad():
         single = memory(*arguments)
@@ -209,8 +225,15 @@ def share(memory, arguments):
     memory.blocks[0].ln1.bias.data.add_(0.5)
 
 
+def change_eps(memory, arguments):
+    memory.blocks[1].att.ln_x.eps = 1.0
+    for norm in (memory.ln_out, *(n for block in memory.blocks for n in (block.ln1, block.ln2))):
+        norm.eps = 0.5
+
+
 CHANGES = [
-    optimise, load, assign_on_load, assign_data, add_in_place, replace_parameters, share
+    optimise, load, assign_on_load, assign_data, add_in_place, replace_parameters, share,
+    change_eps,
 ]  # fmt: skip
 
 
@@ -312,14 +335,81 @@ def transpose(memory):
     weight.data = (2.0 * weight.data).t()
 
 
+def transpose_in_place(memory):
+    memory.blocks[0].att.key.weight.t_()
+
+
+def transpose_the_data(memory):
+    weight = memory.blocks[1].att.value.weight
+    weight.data = weight.data.t()
+
+
+def share_transposed(memory):
+    value = memory.blocks[0].att.value
+    value.weight = nn.Parameter(value.weight.detach().t())
+
+
+def take_another_rank(memory):
+    attention = memory.blocks[0].att
+    attention.w1 = nn.Parameter(torch.randn(32, 4))
+    attention.w2 = nn.Parameter(torch.randn(4, 32))
+
+
+def take_another_rank_where_the_old_was(memory):
+    """Shrink both factors in their own memory, which a kernel of the old rank would read past."""
+    attention = memory.blocks[0].att
+    for name, shape in (("g1", (32, 3)), ("g2", (3, 32))):
+        storage = getattr(attention, name).detach().flatten()
+        factor = storage[: 32 * 3].view(shape).copy_(torch.randn(shape))
+        setattr(attention, name, nn.Parameter(factor))
+
+
+def take_another_hidden_width(memory):
+    ffn = memory.blocks[1].ffn
+    ffn.key.weight = nn.Parameter(torch.randn(48, 32))
+    ffn.value.weight = nn.Parameter(torch.randn(32, 48))
+
+
+def change_one_eps(memory):
+    memory.blocks[0].ln1.eps = 1.0
+
+
+def change_the_last_eps(memory):
+    memory.ln_out.eps = 1.0
+
+
+def double_the_rate(memory):
+    memory.blocks[0].att.double_rate = True
+
+
+def forward_differently(memory):
+    value = memory.blocks[0].att.value
+    value.forward = lambda x: 2.0 * nn.Linear.forward(value, x)
+
+
+def hook_the_core(memory):
+    memory.register_forward_hook(lambda module, inputs, output: (2.0 * output[0], output[1]))
+
+
 REBUILT = {
     replace_a_submodule: "a submodule was replaced",
     replace_a_block: "a submodule was replaced",
     replace_the_norm: "a submodule was replaced",
     parametrise: "a submodule was replaced|a parameter was replaced by a computed one",
-    hook: "a submodule has a forward hook",
-    hook_before: "a submodule has a forward hook",
+    hook: "a module has a forward hook or a forward of its own",
+    hook_before: "a module has a forward hook or a forward of its own",
+    hook_the_core: "a module has a forward hook or a forward of its own",
+    forward_differently: "a module has a forward hook or a forward of its own",
     transpose: "a parameter is not contiguous float32",
+    transpose_in_place: "a parameter is not contiguous float32",
+    transpose_the_data: "a parameter is not contiguous float32",
+    share_transposed: "a parameter is not contiguous float32",
+    take_another_rank: "a parameter has another shape",
+    take_another_rank_where_the_old_was: "a parameter has another shape",
+    take_another_hidden_width: "a parameter has another shape",
+    change_one_eps: "its layer norms have different eps",
+    change_the_last_eps: "its layer norms have different eps",
+    double_the_rate: "its rate was doubled",
 }
 
 
@@ -338,6 +428,32 @@ def test_a_rebuilt_core_runs_its_modules_and_says_so(change, caplog, monkeypatch
     (message,) = [m for m in caplog.messages if "acting step" in m]
     assert any(reason in message for reason in REBUILT[change].split("|"))
     assert_acting_equals_the_sequence(memory, *arguments)
+
+
+def test_a_hook_of_all_modules_is_called(caplog, monkeypatch):
+    monkeypatch.setattr(checks, "_logged", set())
+    memory, called = make(), []
+    arguments = sample(memory)
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, *_: called.append(module)
+    )
+    try:
+        with torch.no_grad(), caplog.at_level(logging.WARNING, "doxastic.kernels"):
+            memory(*arguments)
+    finally:
+        handle.remove()
+    assert {memory.blocks[1].att.key, memory.ln_out, memory} <= set(called)
+    assert any("all modules have a hook" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_hook_on_the_core_of_a_belief_is_called(steps):
+    memory, called = BeliefMemory(5, 32), []
+    memory.core.register_forward_hook(lambda *_: called.append(1))
+    with torch.no_grad():
+        reset = torch.zeros(3, steps, dtype=torch.bool)
+        memory(torch.randn(3, steps, 5), memory.initial_state(3), reset)
+    assert called == [1]
 
 
 def test_float64_runs_the_modules():

@@ -99,6 +99,13 @@ def test_what_cannot_be_built_is_named(field, value, message):
     assert message in str(error.value)
 
 
+def test_a_window_of_one_input_is_no_window():
+    with pytest.raises(ValueError, match=r"memory\.window is 1; expected at least 2.*kind to none"):
+        MemoryConfig(kind="window", window=1)
+    assert build_memory(MemoryConfig(kind="window", window=2), 6).state_size == 7
+    assert MemoryConfig(kind="gru", window=1).window == 1
+
+
 def test_surprise_needs_the_moments():
     with pytest.raises(ValueError, match=r"memory\.surprise is true but .* is 'learned'"):
         replace(BELIEF, readout="learned", surprise=True)

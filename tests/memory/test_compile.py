@@ -93,8 +93,10 @@ def test_an_acting_step_is_one_graph_with_the_numbers_of_eager(readout, device):
 @pytest.mark.parametrize("device", ["cpu", GPU])
 def test_lengths_share_a_graph(device):
     """Lengths that change, as those of packed sequences do, are compiled twice at most."""
+    from torch._dynamo.testing import CompileCounter
+
     memory = build("moments", device)
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     compiled = torch.compile(memory, fullgraph=True, backend=counter)
     for steps in (5, 7, 11):
         compiled(*arguments(memory, device, steps=steps))

@@ -244,6 +244,48 @@ def test_exactly_no_gradient_crosses_a_reset(name: str, cut: int) -> None:
     assert dx[:, cut].ne(0.0).any()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["x", "state"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_is_not_finite_does_not_cross_a_reset(name: str, where: str, value: float) -> None:
+    memory = make(name)
+    cut, (x, state, reset) = 19, sample(memory, 0.0)
+    reset[1, cut] = True
+    expected = memory(x, state, reset)
+    spoiled = {"x": x.clone(), "state": state.clone()}
+    spoiled[where][1, :3] = value
+    features, final = memory(spoiled["x"], spoiled["state"], reset)
+    others = [0, 2, 3]
+    assert_same((features[others], final[others]), (expected[0][others], expected[1][others]))
+    assert_same((features[1, cut:], final[1]), (expected[0][1, cut:], expected[1][1]))
+
+
+@pytest.mark.parametrize("steps", [1, 6])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["float64", "bfloat16"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_state_is_float32_whatever_the_weights_are(
+    name: str, dtype: torch.dtype, steps: int
+) -> None:
+    memory = make(name, dtype)
+    x, reset = torch.randn(2, steps, INPUT_SIZE, dtype=dtype), torch.zeros(2, steps).bool()
+    for recording in (True, False):
+        with torch.set_grad_enabled(recording):
+            _, state = memory(x, memory.initial_state(2), reset)
+            assert state.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("steps", [1, 6])
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_state_that_holds_no_float32_is_an_error(
+    name: str, dtype: torch.dtype, steps: int
+) -> None:
+    memory = make(name)
+    x, state, reset = sample(memory, 0.0, steps)
+    with pytest.raises(ValueError, match=rf"state is {dtype}; expected torch.float32"):
+        memory(x, state.to(dtype), reset)
+
+
 @pytest.mark.parametrize("dtype", LARGEST, ids=["float32", "float64"])
 @pytest.mark.parametrize("steps", [1, STEPS])
 @pytest.mark.parametrize("name", CONFIGS)

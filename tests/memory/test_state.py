@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,16 @@ def test_loading_a_file_that_holds_no_state_is_an_error(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(2)}, tmp_path / "weights.safetensors")
     with pytest.raises(ValueError, match="holds a state with the layout None"):
         CoreState.load(tmp_path / "weights.safetensors", LAYOUT)
+
+
+def test_threads_may_save_to_one_path(tmp_path: Path) -> None:
+    path, states = tmp_path / "state.safetensors", [random_state() for _ in range(4)]
+    with ThreadPoolExecutor(len(states)) as pool:
+        for saving in [pool.submit(state.save, path) for state in states * 25]:
+            saving.result()
+    flat = CoreState.load(path, LAYOUT).flat
+    assert any(torch.equal(flat, state.flat) for state in states)
+    assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(
