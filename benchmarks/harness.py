@@ -22,6 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from doxastic.allocation import keep_freed_memory
+
 ROOT = Path(__file__).resolve().parent.parent
 Clock = Literal["cpu", "wall"]
 _PACKAGES = (
@@ -103,6 +105,8 @@ def measure(
         rounds: Samples of each.
         sample_seconds: A sample repeats the call until it has lasted about this long.
     """
+    # As the command line does; for every arm alike.
+    keep_freed_memory()
     threads = torch.get_num_threads()
     names = list(arms)
     calls = {name: _calls(arms[name], sample_seconds) for name in names}

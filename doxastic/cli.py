@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from doxastic.allocation import keep_freed_memory
 from doxastic.configuration import ConfigError, preset_names
 
 HELP = """\
@@ -58,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: The words after the program's name; by default those of this process.
     """
+    if arguments is None:
+        keep_freed_memory()
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]

@@ -164,14 +164,22 @@ def _gathered(w, C, rank):
 
 
 @compiled
-def _head(e, o, K, r, w, key, v, a, b, new, u, y):
-    """Step the matrix state at new[e] with the vectors at o and write y[o]."""
+def _head(e, fresh, o, K, r, w, key, v, a, b, state, new, u, y):
+    """Step the matrix state at state[e], zero if fresh, to new[e] with the vectors at o; write y.
+
+    The old state is read, not copied first: of a large batch it is what does not fit the caches.
+    """
     for j in range(0, K, LANES):
-        store(u, j, products(a, o, 0, new, e + j * K, K, K))
+        u_j = splat(ZERO)
+        if not fresh:
+            u_j = products(a, o, 0, state, e + j * K, K, K)
+        store(u, j, u_j)
     for j in range(K):
         u_j, v_j = spread(u, j), spread(v, o + j)
         for i in range(0, K, LANES):
-            s = mul(load(new, e + j * K + i), load(w, o + i))
+            s = splat(ZERO)
+            if not fresh:
+                s = mul(load(state, e + j * K + i), load(w, o + i))
             s = fma(v_j, load(key, o + i), fma(u_j, load(b, o + i), s))
             store(new, e + j * K + i, s)
     for j in range(0, K, LANES):
@@ -314,15 +322,10 @@ def block_step(
                 _up(down, n, rank_g, nothing, g2, C, gate)
         _before(0, 0, H, n, H, K, decay, k, rate, k_k, k_a, w, key, a, b)
         for row in range(n):
-            q, size_h = (start + row) * S + at_wkv, K * K
-            for i in range(0, H * size_h, LANES):
-                if reset[start + row]:
-                    store(new, q + i, splat(ZERO))
-                else:
-                    store(new, q + i, load(state, q + i))
+            q, size_h, fresh = (start + row) * S + at_wkv, K * K, reset[start + row]
             for head in range(H):
-                o = row * C + head * K
-                _head(q + head * size_h, o, K, r, w, key, v, a, b, new, u, y)
+                e, o = q + head * size_h, row * C + head * K
+                _head(e, fresh, o, K, r, w, key, v, a, b, state, new, u, y)
                 if p_offset:
                     _add_read(o, K, r, head * size_h, offset, y)
         _after(0, 0, H, n, H, K, eps, y, r, key, v, gate, r_k, ln_weight, ln_bias, z)
