@@ -33,7 +33,7 @@ from doxastic.kernels.cpu.simd import (
     tanh,
 )
 from doxastic.kernels.cpu.threads import run
-from doxastic.kernels.cpu.time_mix import _after, _before, _statistics
+from doxastic.kernels.cpu.time_mix_passes import after, before, statistics
 
 # Rows that pass through the block together: few enough for the first-level cache.
 TILE = 16
@@ -60,7 +60,7 @@ def _linear(x, rows, width, w, out, outputs):
 @compiled
 def _norm(x, o, C, eps, weight, bias, out, p):
     """Write the layer norm of x[o : o + C] to out[p : p + C]."""
-    mean, scale = _statistics(x, o, C, eps)
+    mean, scale = statistics(x, o, C, eps)
     for i in range(0, C, LANES):
         normal = mul(sub(load(x, o + i), splat(mean)), splat(scale))
         store(out, p + i, fma(normal, load(weight, i), load(bias, i)))
@@ -320,7 +320,7 @@ def block_step(
                 for i in range(0, n * -(-rank_g // LANES) * LANES, LANES):
                     store(down, i, sigmoid(load(down, i)))
                 _up(down, n, rank_g, nothing, g2, C, gate)
-        _before(0, 0, H, n, H, K, decay, k, rate, k_k, k_a, w, key, a, b)
+        before(0, 0, H, n, H, K, decay, k, rate, k_k, k_a, w, key, a, b)
         for row in range(n):
             q, size_h, fresh = (start + row) * S + at_wkv, K * K, reset[start + row]
             for head in range(H):
@@ -328,7 +328,7 @@ def block_step(
                 _head(e, fresh, o, K, r, w, key, v, a, b, state, new, u, y)
                 if p_offset:
                     _add_read(o, K, r, head * size_h, offset, y)
-        _after(0, 0, H, n, H, K, eps, y, r, key, v, gate, r_k, ln_weight, ln_bias, z)
+        after(0, 0, H, n, H, K, eps, y, r, key, v, gate, r_k, ln_weight, ln_bias, z)
         _linear(z, n, C, output, mixed, C)
         for row in range(n):
             for i in range(0, C, LANES):
