@@ -23,9 +23,13 @@ SPACING = 80
 
 
 @compiled
-def _group(T, H, K):
-    """Return over how many heads of a row to go at a time, so that all they touch stays cached."""
-    return max(1, min(H, CACHED // (T * K)))
+def _piece(chain, last, T, H, K):
+    """Return the row of a chain, its head, and the head to stop before: of that row and `last`.
+
+    So few heads that all they touch stays cached.
+    """
+    row, h = chain // H, chain % H
+    return row, h, min(h + max(1, CACHED // (T * K)), H, h + last - chain)
 
 
 @compiled
@@ -52,22 +56,21 @@ def _forward(
 ):  # fmt: skip
     """Run all three passes over the chains `[first, last)`, a few heads of a row at a time."""
     scratch = np.empty(4 * (T * H * K + SPACING), np.float32)
-    chain, group = first, _group(T, H, K)
+    chain = first
     while chain < last:
-        row, h = chain // H, chain % H
-        end = min(h + group, H, h + last - chain)
+        row, h, end = _piece(chain, last, T, H, K)
         w, key, a, b = _given(
             scratch, row, h, end, T, H, K, p_decay, p_k, p_rate, p_k_k, p_k_a
         )  # fmt: skip
-        chain += end - h
         wkv7._forward(
-            chain - end + h, chain, H, T, K, K,
+            chain, chain + end - h, H, T, K, K,
             p_r, w, key, p_v, a, b, p_state, p_reset, p_y, p_u, p_stored, p_final,
         )  # fmt: skip
         after(
             row, h, end, T, H, K, eps,
             p_y, p_r, key, p_v, p_gate, p_r_k, p_weight, p_bias, p_out,
         )  # fmt: skip
+        chain += end - h
 
 
 @compiled
@@ -81,10 +84,9 @@ def _backward(
 ):  # fmt: skip
     """Run the passes backwards over the chains `[first, last)`; the first is run again before."""
     scratch = np.empty(12 * (T * H * K + SPACING), np.float32)
-    chain, group = first, _group(T, H, K)
+    chain = first
     while chain < last:
-        row, h = chain // H, chain % H
-        end = min(h + group, H, h + last - chain)
+        row, h, end = _piece(chain, last, T, H, K)
         w, key, a, b = _given(
             scratch, row, h, end, T, H, K, p_decay, p_k, p_rate, p_k_k, p_k_a
         )  # fmt: skip
@@ -99,9 +101,8 @@ def _backward(
             p_dout, p_y, p_r, key, p_v, p_gate, p_r_k, p_weight, p_bias,
             dy, dr_bonus, dkey_bonus, dv_bonus, p_dgate, p_dr_k, p_dweight, p_dbias,
         )  # fmt: skip
-        chain += end - h
         wkv7._backward(
-            chain - end + h, chain, H, T, K, K,
+            chain, chain + end - h, H, T, K, K,
             dy, p_dfinal, p_r, w, key, p_v, a, b, p_reset, p_u, p_stored,
             p_dr, dw, dkey, p_dv, da, db, p_dstate,
         )  # fmt: skip
@@ -111,6 +112,7 @@ def _backward(
             p_decay, p_k, p_rate, p_k_k, p_k_a,
             p_ddecay, p_dk, p_drate, p_dr, p_dv, p_dk_k, p_dk_a,
         )  # fmt: skip
+        chain += end - h
 
 
 def forward(

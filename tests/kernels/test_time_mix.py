@@ -19,6 +19,7 @@ from kernel_cases import (
 from tolerances import KERNEL, NORMALISED, SAME, assert_close
 
 from doxastic.kernels import time_mix as module
+from doxastic.kernels.cpu.time_mix import CACHED
 
 F32, F64 = torch.float32, torch.float64
 # Large, so that the group norm is well conditioned and a wrong digit shows.
@@ -51,6 +52,13 @@ def test_float32_on_the_cpu_is_fused(no_fallback):
 @pytest.mark.parametrize("steps", [1, 2, 15, 17, 33])
 def test_fused_equals_composed_for_every_length_and_reset_rate(steps, probability):
     check(time_mix_inputs(T=steps), random_reset(2, steps, probability))
+
+
+@pytest.mark.parametrize("steps", [300, 700])
+def test_fused_equals_composed_where_a_row_is_done_in_parts(steps):
+    # Two heads of three at a time, then one.
+    assert CACHED // (steps * 16) == (2 if steps == 300 else 0)
+    check(time_mix_inputs(T=steps, H=3, K=16), random_reset(2, steps, 0.02))
 
 
 @pytest.mark.parametrize(("heads", "size"), [(1, 16), (3, 16), (1, 32), (2, 32), (1, 64)])
@@ -175,8 +183,10 @@ def test_second_derivatives_are_an_error_in_float32_and_exist_in_float64():
             assert second.isfinite().all() and second.any()
 
 
-def test_threads_do_not_change_a_bit():
-    inputs, reset = time_mix_inputs(B=8, T=64, H=4), random_reset(8, 64, 0.05)
+@pytest.mark.parametrize(("batch", "heads"), [(8, 4), (3, 5)])
+def test_threads_do_not_change_a_bit(batch, heads):
+    # The second is parted in the middle of a row.
+    inputs, reset = time_mix_inputs(B=batch, T=64, H=heads), random_reset(batch, 64, 0.05)
     single = with_gradients(time_mix, inputs, F32, reset=reset)
     torch.set_num_threads(2)
     try:
