@@ -17,8 +17,8 @@ def keep_freed_memory() -> bool:
     """Keep up to 256 MB of freed memory for what is allocated next; return whether that is so.
 
     By itself glibc hands the free end of its heap back to the system, and what is allocated next
-    pays a fault for every page: where it so happens, an acting step of 256 environments whose
-    state has 4 MB takes 1.6 times as long (`python benchmarks/acting.py`), an update some percent.
+    pays a fault for every page: where it so happens, acting steps whose state has megabytes pay in
+    every one of them.
 
     For processes of our own only, such as the command line's. Nothing is changed where the user
     has chosen by an environment variable, or without glibc.
