@@ -1,6 +1,6 @@
 """The low-rank maps of the time mix on the CPU: bias + activation(x down) up, for small ranks.
 
-Matrix libraries are slow where one side is 8 or 16 wide; here four tokens pass at a time.
+Matrix libraries are slow where one side is 8 or 16 wide; here a few tokens pass at a time.
 """
 
 from __future__ import annotations
@@ -14,20 +14,16 @@ from doxastic.kernels.cpu.simd import (
     LANES,
     add,
     floats,
-    fma,
     load,
     mul,
-    products,
-    products4,
     sigmoid,
     splat,
-    spread,
     store,
-    store_quarters,
     sub,
     tanh,
 )
 from doxastic.kernels.cpu.threads import run
+from doxastic.kernels.cpu.tiles import add_product
 
 tanh_backward = torch.ops.aten.tanh_backward
 sigmoid_backward = torch.ops.aten.sigmoid_backward
@@ -38,46 +34,107 @@ LINEAR, TANH, SIGMOID = 0, 1, 2
 LARGEST_RANK = 16
 # The gradients of the factors are summed within each of so many parts of the tokens.
 PARTS = 4
-COLUMNS = LANES // 4
+# Tokens that pass together: what they read and write stays in the first cache.
+ROWS = 32
 
 
 @compiled
-def _project(x, n, rows, C, w, W, out):
-    """Write out[n + row, j] = x[n + row] . w[j] for up to four rows; w is [W, C]."""
-    if rows == 4:
-        for j in range(0, W, COLUMNS):
-            store_quarters(out, n * W + j, W, products4(x, n * C, C, w, j * C, C, C))
-    else:
-        for row in range(n, n + rows):
-            for j in range(0, W, LANES):
-                store(out, row * W + j, products(x, row * C, 0, w, j * C, C, C))
+def padded_columns(factor, R, C, W):
+    """Return the factor `[C, R]` as `[C, W]`, filled up with zeros."""
+    columns = np.zeros(C * W, np.float32)
+    for i in range(C):
+        for j in range(R):
+            columns[i * W + j] = factor[i * R + j]
+    return columns
+
+
+@compiled
+def transposed(factor, rows, columns, width):
+    """Return the factor `[rows, columns]` as `[columns, width]`, filled up with zeros."""
+    out = np.zeros(columns * width, np.float32)
+    for i in range(rows):
+        for j in range(columns):
+            out[j * width + i] = factor[i * columns + j]
+    return out
+
+
+@compiled
+def map_forward(N, C, R, W, kind, x, down, up, bias, inner, y):
+    """Write activation(x down) to `inner` `[N, W]` and bias + inner up to `y` `[N, C]`.
+
+    Args:
+        N: Tokens.
+        C: Channels.
+        R: Rank.
+        W: Rank in whole vectors.
+        kind: The activation.
+        x: `[N, C]`.
+        down: From `padded_columns`.
+        up: `[R, C]`.
+        bias: `[C]`.
+        inner: `[N, W]`.
+        y: `[N, C]`.
+    """
+    inner[: N * W] = ZERO
+    add_product(x, 0, C, 1, N, down, 0, W, C, inner, 0, W, W)
+    if kind != LINEAR:
+        for i in range(0, N * W, LANES):
+            z = load(inner, i)
+            store(inner, i, tanh(z) if kind == TANH else sigmoid(z))
+    for n in range(N):
+        for i in range(0, C, LANES):
+            store(y, n * C + i, load(bias, i))
+    add_product(inner, 0, W, 1, N, up, 0, C, R, y, 0, C, C)
+
+
+@compiled
+def map_backward(N, C, R, W, kind, dy, x, inner, up, down, dz, dx, ddown, dup, dbias):
+    """Add the gradient of x to `dx`, and those of the factors, `[R, C]` both, and of the bias.
+
+    Args:
+        N: Tokens; C, R, W and kind as in `map_forward`.
+        C: Channels.
+        R: Rank.
+        W: Rank in whole vectors.
+        kind: The activation.
+        dy: `[N, C]`.
+        x: `[N, C]`.
+        inner: From `map_forward`.
+        up: `[C, W]`, from `transposed`.
+        down: `[R, C]`, from `transposed`.
+        dz: Scratch `[N, W]`.
+        dx: `[N, C]`.
+        ddown: `[R, C]`.
+        dup: `[R, C]`.
+        dbias: `[C]`.
+    """
+    one = splat(ONE)
+    dz[: N * W] = ZERO
+    add_product(dy, 0, C, 1, N, up, 0, W, C, dz, 0, W, W)
+    if kind != LINEAR:
+        for i in range(0, N * W, LANES):
+            z = load(inner, i)
+            slope = sub(one, mul(z, z)) if kind == TANH else mul(z, sub(one, z))
+            store(dz, i, mul(load(dz, i), slope))
+    add_product(dz, 0, W, 1, N, down, 0, C, R, dx, 0, C, C)
+    add_product(dz, 0, 1, W, R, x, 0, C, N, ddown, 0, C, C)
+    add_product(inner, 0, 1, W, R, dy, 0, C, N, dup, 0, C, C)
+    for i in range(0, C, LANES):
+        sum_ = load(dbias, i)
+        for n in range(N):
+            sum_ = add(sum_, load(dy, n * C + i))
+        store(dbias, i, sum_)
 
 
 @compiled
 def _forward(first, last, N, C, R, W, kind, p_x, p_down, p_up, p_bias, p_inner, p_y):
-    x, down, up, bias, inner, y = (
-        floats(p_x), floats(p_down), floats(p_up), floats(p_bias), floats(p_inner), floats(p_y),
-    )  # fmt: skip
-    transposed = np.zeros(W * C, np.float32)
-    for i in range(C):
-        for j in range(R):
-            transposed[j * C + i] = down[i * R + j]
+    down, up, bias = padded_columns(floats(p_down), R, C, W), floats(p_up), floats(p_bias)
     end = last * N // PARTS
-    for n in range(first * N // PARTS, end, 4):
-        rows = min(4, end - n)
-        _project(x, n, rows, C, transposed, W, inner)
-        for i in range(n * W, (n + rows) * W, LANES):
-            z = load(inner, i)
-            if kind == TANH:
-                store(inner, i, tanh(z))
-            elif kind == SIGMOID:
-                store(inner, i, sigmoid(z))
-        for row in range(n, n + rows):
-            for i in range(0, C, LANES):
-                y_i = load(bias, i)
-                for j in range(R):
-                    y_i = fma(spread(inner, row * W + j), load(up, j * C + i), y_i)
-                store(y, row * C + i, y_i)
+    for n in range(first * N // PARTS, end, ROWS):
+        x, inner, y = (
+            floats(p_x + 4 * n * C), floats(p_inner + 4 * n * W), floats(p_y + 4 * n * C),
+        )  # fmt: skip
+        map_forward(min(ROWS, end - n), C, R, W, kind, x, down, up, bias, inner, y)
 
 
 @compiled
@@ -85,46 +142,21 @@ def _backward(
     first, last, N, C, R, W, kind, p_dy, p_x, p_down, p_up, p_inner, p_dx, p_ddown, p_dup, p_dbias
 ):
     """Write the gradients; those of the factors, `[R, C]` both, and of the bias per part."""
-    dy, x, down, up, inner = (
-        floats(p_dy), floats(p_x), floats(p_down), floats(p_up), floats(p_inner),
-    )  # fmt: skip
-    dx, ddown, dup, dbias = floats(p_dx), floats(p_ddown), floats(p_dup), floats(p_dbias)
-    one = splat(ONE)
-    transposed, padded = np.zeros(W * C, np.float32), np.zeros(W * C, np.float32)
-    for i in range(C):
-        for j in range(R):
-            transposed[j * C + i] = down[i * R + j]
-            padded[j * C + i] = up[j * C + i]
-    dz = np.zeros(N * W, np.float32)
+    up, down = transposed(floats(p_up), R, C, W), transposed(floats(p_down), C, R, C)
+    dz = np.empty(ROWS * W, np.float32)
     for part in range(first, last):
-        s, b, end = part * R * C, part * C, (part + 1) * N // PARTS
-        for n in range(part * N // PARTS, end, 4):
-            rows = min(4, end - n)
-            _project(dy, n, rows, C, padded, W, dz)
-            for i in range(n * W, (n + rows) * W, LANES):
-                z, dz_i = load(inner, i), load(dz, i)
-                if kind == TANH:
-                    dz_i = mul(dz_i, sub(one, mul(z, z)))
-                elif kind == SIGMOID:
-                    dz_i = mul(dz_i, mul(z, sub(one, z)))
-                store(dz, i, dz_i)
-            for i in range(0, C, LANES):
-                bias_i = load(dbias, b + i)
-                for row in range(n, n + rows):
-                    bias_i = add(bias_i, load(dy, row * C + i))
-                    dx_i = splat(ZERO)
-                    for j in range(R):
-                        dx_i = fma(spread(dz, row * W + j), load(transposed, j * C + i), dx_i)
-                    store(dx, row * C + i, dx_i)
-                store(dbias, b + i, bias_i)
-                for j in range(R):
-                    e = s + j * C + i
-                    ddown_i, dup_i = load(ddown, e), load(dup, e)
-                    for row in range(n, n + rows):
-                        ddown_i = fma(spread(dz, row * W + j), load(x, row * C + i), ddown_i)
-                        dup_i = fma(spread(inner, row * W + j), load(dy, row * C + i), dup_i)
-                    store(ddown, e, ddown_i)
-                    store(dup, e, dup_i)
+        ddown, dup = floats(p_ddown + 4 * part * R * C), floats(p_dup + 4 * part * R * C)
+        dbias, end = floats(p_dbias + 4 * part * C), (part + 1) * N // PARTS
+        for n in range(part * N // PARTS, end, ROWS):
+            rows = min(ROWS, end - n)
+            dy, x, inner, dx = (
+                floats(p_dy + 4 * n * C), floats(p_x + 4 * n * C),
+                floats(p_inner + 4 * n * W), floats(p_dx + 4 * n * C),
+            )  # fmt: skip
+            dx[: rows * C] = ZERO
+            map_backward(
+                rows, C, R, W, kind, dy, x, inner, up, down, dz, dx, ddown, dup, dbias
+            )  # fmt: skip
 
 
 def forward(

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from doxastic.kernels.cpu.common import ONE, ZERO, compiled
-from doxastic.kernels.cpu.simd import LANES, add, flags, floats, fma, load, mul, splat, store, sub
+from doxastic.kernels.cpu.simd import LANES, flags, floats, fma, load, splat, store, sub
 from doxastic.kernels.cpu.threads import run
 
 
@@ -35,38 +35,34 @@ def _mix(first, last, T, C, G, size, p_x, p_previous, p_reset, p_mix, p_out):
 def _mix_backward(
     first, last, T, C, p_x, p_previous, p_reset, p_mix, grads, p_dx, p_dprevious, p_dmix
 ):
-    """Write the gradients; `grads` holds G addresses, `dmix` `[B, G, C]` is summed after."""
-    x, previous, mix, dx, dprevious = (
-        floats(p_x),
-        floats(p_previous),
-        floats(p_mix),
-        floats(p_dx),
-        floats(p_dprevious),
-    )
-    dmix = floats(p_dmix)
+    """Write the gradients of x and previous; add to dmix, `[B, G, C]`; `grads` holds G addresses.
+
+    From the last step to the first; `dprevious` holds what each owes the one before it.
+    """
+    x, previous, mix = floats(p_x), floats(p_previous), floats(p_mix)
+    dx, dprevious, dmix = floats(p_dx), floats(p_dprevious), floats(p_dmix)
     reset = flags(p_reset)
     zero, one = splat(ZERO), splat(ONE)
     G = len(grads)
     for row in range(first, last):
-        for g in range(G):
-            grad = floats(grads[g])
+        p = row * C
+        dprevious[p : p + C] = ZERO
+        for t in range(T - 1, -1, -1):
+            fresh = reset[row * T + t]
             for i in range(0, C, LANES):
-                mix_i, dmix_i = load(mix, g * C + i), zero
-                for t in range(T):
-                    o = (row * T + t) * C + i
-                    grad_i, before = load(grad, o), zero
-                    store(dx, o, fma(grad_i, sub(one, mix_i), load(dx, o)))
-                    if not reset[row * T + t]:
-                        dbefore = mul(grad_i, mix_i)
-                        if t > 0:
-                            before = load(x, o - C)
-                            store(dx, o - C, add(load(dx, o - C), dbefore))
-                        else:
-                            p = row * C + i
-                            before = load(previous, p)
-                            store(dprevious, p, add(load(dprevious, p), dbefore))
-                    dmix_i = fma(grad_i, sub(before, load(x, o)), dmix_i)
-                store(dmix, (row * G + g) * C + i, dmix_i)
+                o = (row * T + t) * C + i
+                before, dx_t, dbefore = zero, load(dprevious, p + i), zero
+                if not fresh:
+                    before = load(x, o - C) if t > 0 else load(previous, p + i)
+                difference = sub(before, load(x, o))
+                for g in range(G):
+                    grad, mix_g, m = load(floats(grads[g]), o), load(mix, g * C + i), g * C + i
+                    dx_t = fma(grad, sub(one, mix_g), dx_t)
+                    dbefore = fma(grad, mix_g, dbefore)
+                    m += row * G * C
+                    store(dmix, m, fma(grad, difference, load(dmix, m)))
+                store(dx, o, dx_t)
+                store(dprevious, p + i, zero if fresh else dbefore)
 
 
 def forward(x: Tensor, previous: Tensor, reset: Tensor, mix: Tensor) -> Tensor:
@@ -82,7 +78,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, previous and mix; `grads` are those of the mixed inputs."""
     (B, T, C), G = x.shape, mix.shape[0]
-    dx, dprevious, dmix = torch.zeros_like(x), torch.zeros_like(previous), x.new_empty(B, G, C)
+    dx, dprevious, dmix = torch.empty_like(x), torch.empty_like(previous), x.new_zeros(B, G, C)
     kept = [grad.contiguous() for grad in grads]
     addresses = tuple(grad.data_ptr() for grad in kept)
     tensors = (x, previous, reset, mix, addresses, dx, dprevious, dmix)
