@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from doxastic.kernels.checks import can_fuse
 from doxastic.memory.channel_mix import ChannelMix
+from doxastic.memory.linear import are_plain, is_hooked
 from doxastic.memory.time_mix import LowRanks, TimeMix
 
 
@@ -69,6 +71,10 @@ class Block(nn.Module):
         """
         if self.ln0 is not None:
             x = self.ln0(x)
+        if write is None and not context:
+            fused = self._fused(x, state, reset, v_first)
+            if fused is not None:
+                return fused
         time_input = self.ln1(x)
         mixed, wkv, v_first = self.att(
             time_input, state["time_shift"], state["wkv"], reset, v_first, write
@@ -82,3 +88,37 @@ class Block(nn.Module):
             "channel_shift": channel_input[:, -1],
         }
         return x, new, v_first
+
+    def _fused(
+        self, x: Tensor, state: dict[str, Tensor], reset: Tensor, v_first: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor] | None:
+        """Return what `forward` returns, as one operation: float32 on the CPU, small widths.
+
+        None if an argument, a parameter or a layer is of another kind: the layers say what is
+        wrong.
+        """
+        ln1, att, ln2, ffn = self.ln1, self.att, self.ln2, self.ffn
+        if not (
+            type(ln1) is nn.LayerNorm is type(ln2)
+            and type(att) is TimeMix
+            and type(ffn) is ChannelMix
+            and att.is_plain
+            and can_fuse(att.head_size, x)
+            and are_plain(*att.projections, ffn.key, ffn.value)
+            and not any(map(is_hooked, (ln1, att, ln2, ffn)))
+        ):
+            return None
+        from doxastic.kernels.cpu.block import block, fits_block
+
+        own = (state["time_shift"], state["wkv"], state["channel_shift"])
+        time_mix, residual = att.parameters_of(v_first)
+        inputs, eps = (x, *own, reset, v_first), (ln1.eps, att.ln_x.eps, ln2.eps)
+        parameters = (
+            ln1.weight, ln1.bias, *time_mix, ln2.weight, ln2.bias,
+            ffn.x_k, ffn.key.weight, ffn.value.weight, *residual,
+        )  # fmt: skip
+        if not fits_block(*inputs, eps, *parameters):
+            return None
+        x, time_shift, wkv, channel_shift, value = block(*inputs, eps, *parameters)
+        new = {"time_shift": time_shift, "wkv": wkv, "channel_shift": channel_shift}
+        return x, new, value if v_first is None else v_first

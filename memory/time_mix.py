@@ -139,11 +139,11 @@ class TimeMix(nn.Module):
             v_first: Values of the first layer, `[B, T, C]`; None in the first layer itself.
             write: `[B, T, H]`, scales what every head replaces in its state; None for 1.
         """
-        plain = not self.double_rate and self.state_offset is None and write is None
         if (
-            plain
+            write is None
+            and self.is_plain
             and can_fuse(self.head_size, x, shift, wkv)
-            and are_plain(self.receptance, self.key, self.value, self.output)
+            and are_plain(*self.projections)
         ):
             fused = self._fused(x, shift, wkv, reset, v_first)
             if fused is not None:
@@ -169,6 +169,28 @@ class TimeMix(nn.Module):
         out: Tensor = self.output(y)
         return out, wkv, v_first
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is the official time mix, without `double_rate` and `state_offset`."""
+        return not self.double_rate and self.state_offset is None
+
+    @property
+    def projections(self) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]:
+        """Receptance, key, value and output."""
+        return self.receptance, self.key, self.value, self.output
+
+    def parameters_of(
+        self, v_first: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return the parameters as a fused layer takes them, and those of the value residual."""
+        parameters = (
+            self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g,
+            self.w0, self.w1, self.w2, self.a0, self.a1, self.a2, self.g1, self.g2,
+            *(z.weight for z in self.projections),
+            self.k_k, self.k_a, self.r_k, self.ln_x.weight, self.ln_x.bias,
+        )  # fmt: skip
+        return parameters, () if v_first is None else (self.v0, self.v1, self.v2)
+
     def _fused(
         self, x: Tensor, shift: Tensor, wkv: Tensor, reset: Tensor, v_first: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -178,17 +200,11 @@ class TimeMix(nn.Module):
         """
         from doxastic.kernels.cpu.layers import fits_time_mix, time_mix_layer
 
-        residual = () if v_first is None else (self.v0, self.v1, self.v2)
-        given = (
-            x, shift, wkv, reset, v_first, self.ln_x.eps,
-            self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g,
-            self.w0, self.w1, self.w2, self.a0, self.a1, self.a2, self.g1, self.g2,
-            self.receptance.weight, self.key.weight, self.value.weight, self.output.weight,
-            self.k_k, self.k_a, self.r_k, self.ln_x.weight, self.ln_x.bias, *residual,
-        )  # fmt: skip
-        if not fits_time_mix(*given):
+        parameters, residual = self.parameters_of(v_first)
+        inputs, parameters = (x, shift, wkv, reset, v_first), (*parameters, *residual)
+        if not fits_time_mix(*inputs, self.ln_x.eps, *parameters):
             return None
-        out, wkv, value = time_mix_layer(*given)
+        out, wkv, value = time_mix_layer(*inputs, self.ln_x.eps, *parameters)
         return out, wkv, value if v_first is None else v_first
 
 
