@@ -1,8 +1,8 @@
 """PPO's loss over whole segments of memory, and the advantages.
 
-Both are TorchRL's. For Discrete actions the loss has a second form, the same function with its
-gradient written out: as a graph of some fifty operations on a few hundred numbers each it would
-take a sixth of the whole update, nearly all of it overhead.
+Both are TorchRL's. For Discrete actions on the CPU the loss has a second form, the same function
+compiled with its gradient: as a graph of some fifty operations on a few hundred numbers each it
+would take a sixth of the whole update, nearly all of it overhead.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torchrl.objectives.value.functional import generalized_advantage_estimate
 
 from doxastic.agents.action_heads import DiscreteHead
 from doxastic.agents.policy import ActorCritic
+from doxastic.kernels.checks import can_fuse
 
 
 class Losses(NamedTuple):
@@ -61,7 +62,8 @@ def build_loss(
 
     Source: Schulman et al., "Proximal policy optimization algorithms", arXiv 1707.06347.
     """
-    if isinstance(policy.action_head, DiscreteHead) and not clip_value:
+    head = policy.action_head
+    if isinstance(head, DiscreteHead) and not clip_value and can_fuse(0, *head.parameters()):
         return DiscreteLoss(policy, clip=clip, value_coefficient=value_coefficient)
     return TorchRLLoss(
         policy, clip=clip, value_coefficient=value_coefficient, clip_value=clip_value
@@ -107,7 +109,7 @@ class TorchRLLoss:
 
 
 class DiscreteLoss:
-    """The same for Discrete actions, with the gradient written out; see `build_loss`."""
+    """The same for Discrete actions in float32 on the CPU, as one operation; see `build_loss`."""
 
     def __init__(self, policy: ActorCritic, *, clip: float, value_coefficient: float) -> None:
         self._action_head, self._value_head = policy.action_head, policy.value_head
@@ -119,16 +121,15 @@ class DiscreteLoss:
         """Return the losses of a minibatch."""
         features = features.flatten(0, 1)
         names = ("action", "action_log_prob", "advantage", "value_target")
-        return Losses(
-            *_DiscreteLoss.apply(
-                self._action_head(features)["logits"],
-                self._value_head(features).squeeze(-1),
-                *(minibatch[name].flatten() for name in names),
-                self._clip,
-                self._value_coefficient,
-                entropy_coefficient,
-            )
+        total, measured = _DiscreteLoss.apply(
+            self._action_head(features)["logits"],
+            self._value_head(features).squeeze(-1),
+            *(minibatch[name].flatten() for name in names),
+            self._clip,
+            self._value_coefficient,
+            entropy_coefficient,
         )
+        return Losses(total, *measured.unbind(0))
 
 
 class _DiscreteLoss(torch.autograd.Function):
@@ -142,45 +143,19 @@ class _DiscreteLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        value: Tensor,
-        action: Tensor,
-        old_log_prob: Tensor,
-        advantage: Tensor,
-        target: Tensor,
-        clip: float,
-        value_coefficient: float,
-        entropy_coefficient: float,
-    ) -> tuple[Tensor, ...]:
-        count, action = len(value), action.unsqueeze(-1)
-        log_probs = logits.log_softmax(-1)
-        probs = log_probs.exp()
-        log_ratio = log_probs.gather(-1, action).squeeze(-1) - old_log_prob
-        ratio = log_ratio.exp()
-        clipped = ratio.clamp(1 - clip, 1 + clip)
-        gain, clipped_gain = ratio * advantage, clipped * advantage
-        negative_entropy = (probs * log_probs).sum(-1, keepdim=True)
-        error = value - target
-        policy_loss = -torch.minimum(gain, clipped_gain).mean()
-        value_loss = value_coefficient * error.square().mean()
-        entropy = -negative_entropy.mean()
-        total = policy_loss + value_loss - entropy_coefficient * entropy
-        divergence = (ratio - 1.0 - log_ratio).mean()
-        clip_fraction = (ratio != clipped).to(ratio.dtype).mean()
-        pull = (gain * (gain <= clipped_gain)).div_(count).unsqueeze(-1)
-        dlogits = (log_probs - negative_entropy).mul_(entropy_coefficient / count).add_(pull)
-        dlogits = dlogits.mul_(probs).scatter_add_(-1, action, -pull)
-        ctx.save_for_backward(dlogits, error.mul_(2 * value_coefficient / count))
-        measured = (policy_loss, value_loss, entropy, divergence, clip_fraction)
-        ctx.mark_non_differentiable(*measured)
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+        from doxastic.kernels.cpu.discrete_loss import discrete_loss
+
+        measured, dlogits, dvalue = discrete_loss(*args)
+        policy_loss, value_loss, entropy = measured[:3].unbind(0)
+        ctx.save_for_backward(dlogits, dvalue)
+        ctx.mark_non_differentiable(measured)
         ctx.set_materialize_grads(False)
-        return total, *measured
+        return policy_loss + value_loss - args[-1] * entropy, measured
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dtotal: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dtotal: Tensor, _: None) -> tuple[Tensor | None, ...]:
         dlogits, dvalue = ctx.saved_tensors
         return dlogits * dtotal, dvalue * dtotal, *[None] * 7
 
