@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from doxastic.kernels.checks import can_fuse
 from doxastic.kernels.cpu import block_backward, block_forward, block_pieces
-from doxastic.kernels.cpu.common import whole
+from doxastic.kernels.cpu.common import vectors, whole
 from doxastic.kernels.cpu.layers import fits_channel_mix, fits_time_mix
 from doxastic.kernels.cpu.low_rank import LARGEST_RANK
 from doxastic.kernels.cpu.simd import LANES
@@ -80,7 +80,9 @@ class _Block(torch.autograd.Function):
         weights = (*parameters[:2], torch.stack(parameters[2:8]), *parameters[8:])
         sizes = _sizes(x, state, weights)
         pieces = len(x) * -(-x.shape[1] // block_pieces.STEPS) if keep else 0
-        kept = x.new_empty(pieces, block_pieces.kept_places(sizes[1], *sizes[3:6])[-1] // 4)
+        kept = x.new_empty(
+            pieces, block_pieces.kept_places(x.shape[2], state.shape[2], *sizes[3:5])[-1] // 4
+        )
         out, value = torch.empty_like(x), torch.empty_like(x)
         last = (
             torch.empty_like(time_shift),
@@ -147,9 +149,10 @@ ALL, DOWN, HIDDEN = 28, (4, 7, 9, 26), 23
 
 
 def _sizes(x: Tensor, state: Tensor, weights: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    """Return T, C, H, K, F, W and the ranks."""
+    """Return T, H, K in vectors, F, W and the ranks."""
     ranks = tuple(weights[i].shape[1] if i < len(weights) else 0 for i in DOWN)
-    return *x.shape[1:], *state.shape[1:3], len(weights[HIDDEN]), whole(max(ranks)), ranks
+    H, K = state.shape[1:3]
+    return x.shape[1], H, vectors(K), len(weights[HIDDEN]), whole(max(ranks)), ranks
 
 
 def _work(x: Tensor, weights: tuple[Tensor, ...]) -> int:

@@ -35,7 +35,7 @@ ARRAYS = 26
 
 @compiled
 def backward(
-    first, last, parts, B, T, C, H, K, F, W, ranks, eps, parameters, places, size,
+    first, last, parts, B, T, H, keys, F, W, ranks, eps, parameters, places, size,
     p_x, p_time, p_channel, p_reset, p_first, p_kept, p_value,
     p_dout, p_dtime_last, p_dfinal, p_dchannel_last, p_dvalue,
     p_dx, p_dtime, p_dstate, p_dchannel, p_dfirst, p_sums,
@@ -57,6 +57,8 @@ def backward(
         to_norm_bias, to_ln2, to_ln2_bias, to_mix2, to_hidden_weight, to_out_weight, to_v0, to_v1,
         to_v2,
     ) = places  # fmt: skip
+    K = LANES * len(keys)
+    C = H * K
     rank_w, rank_a, rank_g, rank_v = ranks
     eps1, eps_norm, eps2 = eps
     w1, a1 = transposed(floats(p_w1), C, rank_w, C), transposed(floats(p_a1), C, rank_a, C)
@@ -154,27 +156,28 @@ def backward(
                 fill(gate, N, C, zeros)
                 add_product(low_g, 0, W, 1, N, floats(p_g2), 0, C, rank_g, gate, 0, C, C)
                 before(
-                    0, 0, H, N, H, K, p_decay, p_k, p_rate, p_k_k, p_k_a, p_w, p_k_written, p_a, p_b
+                    0, 0, H, N, H, keys, p_decay, p_k, p_rate, p_k_k, p_k_a, p_w, p_k_written, p_a,
+                    p_b,
                 )  # fmt: skip
                 after(
-                    0, 0, H, N, H, K, eps_norm, p_y, p_r, p_k_written, p_v, p_gate, p_r_k, p_norm,
-                    p_norm_bias, p_z,
+                    0, 0, H, N, H, keys, eps_norm, p_y, p_r, p_k_written, p_v, p_gate, p_r_k,
+                    p_norm, p_norm_bias, p_z,
                 )  # fmt: skip
                 add_outer(dmid, z, floats(p_sum + to_output), N, C, C)
                 product(dmid, floats(p_output), dz, N, C, C)
                 after_backward(
-                    0, 0, H, N, H, K, eps_norm, p_dz, p_y, p_r, p_k_written, p_v, p_gate, p_r_k,
+                    0, 0, H, N, H, keys, eps_norm, p_dz, p_y, p_r, p_k_written, p_v, p_gate, p_r_k,
                     p_norm, p_norm_bias, p_dy, p_dr_bonus, p_dk_bonus, p_dv_bonus, p_dgate,
                     p_sum + to_r_k, p_sum + to_norm, p_sum + to_norm_bias,
                 )  # fmt: skip
                 wkv7._backward(
-                    0, H, H, N, K, K, p_dy, p_D, p_r, p_w, p_k_written, p_v,
+                    0, H, H, N, keys, keys, p_dy, p_D, p_r, p_w, p_k_written, p_v,
                     p_a, p_b, reset, p_u, p_stored, p_dr, p_dw, p_dk_written, p_dv, p_da, p_db,
                     p_dS,
                 )  # fmt: skip
                 # The gradients of decay and rate take the place of these.
                 before_backward(
-                    0, 0, H, N, H, K, p_dw, p_dk_written, p_dk_bonus, p_da, p_db, p_dr_bonus,
+                    0, 0, H, N, H, keys, p_dw, p_dk_written, p_dk_bonus, p_da, p_db, p_dr_bonus,
                     p_dv_bonus, p_decay, p_k, p_rate, p_k_k, p_k_a, p_decay, p_dk, p_rate, p_dr,
                     p_dv, p_sum + to_k_k, p_sum + to_k_a,
                 )  # fmt: skip

@@ -33,7 +33,7 @@ ARRAYS = 16
 
 @compiled
 def forward(
-    first, last, T, C, H, K, F, W, ranks, eps, parameters,
+    first, last, T, H, keys, F, W, ranks, eps, parameters,
     p_x, p_time, p_state, p_channel, p_reset, p_first, p_kept,
     p_out, p_value, p_time_last, p_final, p_channel_last,
 ):  # fmt: skip
@@ -43,6 +43,8 @@ def forward(
         p_receptance, p_key, p_value_weight, p_output, p_k_k, p_k_a, p_r_k, p_norm, p_norm_bias,
         p_ln2, p_ln2_bias, p_mix2, p_hidden_weight, p_out_weight, p_v0, p_v1, p_v2,
     ) = parameters  # fmt: skip
+    K = LANES * len(keys)
+    C = H * K
     rank_w, rank_a, rank_g, rank_v = ranks
     eps1, eps_norm, eps2 = eps
     w1, a1 = padded_columns(floats(p_w1), rank_w, C, W), padded_columns(floats(p_a1), rank_a, C, W)
@@ -115,14 +117,14 @@ def forward(
                     change = sub(load(v_first, i), value_i)
                     store(v, i, fma(change, sigmoid(load(share, i)), value_i))
             before(
-                0, 0, H, N, H, K, p_decay, p_k, p_rate, p_k_k, p_k_a, p_w, p_k_written, p_a, p_b
+                0, 0, H, N, H, keys, p_decay, p_k, p_rate, p_k_k, p_k_a, p_w, p_k_written, p_a, p_b
             )  # fmt: skip
             wkv7._forward(
-                0, H, H, N, K, K, p_r, p_w, p_k_written, p_v, p_a, p_b, p_S,
+                0, H, H, N, keys, keys, p_r, p_w, p_k_written, p_v, p_a, p_b, p_S,
                 reset, p_y, p_u, p_stored, p_new,
             )  # fmt: skip
             after(
-                0, 0, H, N, H, K, eps_norm, p_y, p_r, p_k_written, p_v, p_gate, p_r_k, p_norm,
+                0, 0, H, N, H, keys, eps_norm, p_y, p_r, p_k_written, p_v, p_gate, p_r_k, p_norm,
                 p_norm_bias, p_z,
             )  # fmt: skip
             copy(mid, x, N * C)

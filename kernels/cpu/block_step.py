@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from doxastic.kernels.cpu.common import ZERO, compiled
+from doxastic.kernels.cpu.common import ZERO, compiled, vectors
 from doxastic.kernels.cpu.simd import (
     LANES,
     add,
@@ -164,11 +164,12 @@ def _gathered(w, C, rank):
 
 
 @compiled
-def _head(e, fresh, o, K, r, w, key, v, a, b, state, new, u, y):
+def _head(e, fresh, o, keys, r, w, key, v, a, b, state, new, u, y):
     """Step the matrix state at state[e], zero if fresh, to new[e] with the vectors at o; write y.
 
     The old state is read, not copied first: of a large batch it is what does not fit the caches.
     """
+    K = LANES * len(keys)
     for j in range(0, K, LANES):
         u_j = splat(ZERO)
         if not fresh:
@@ -196,7 +197,7 @@ def _add_read(o, K, r, e, offset, y):
 
 @compiled
 def block_step(
-    first, last, C, K, hidden, rank_w, rank_a, rank_g, rank_v, S, at_time, at_wkv, at_channel,
+    first, last, C, keys, hidden, rank_w, rank_a, rank_g, rank_v, S, at_time, at_wkv, at_channel,
     has_first, is_last, layer_eps, eps,
     p_x, p_state, p_reset, p_v_first, p_out, p_new,
     p_ln1_weight, p_ln1_bias, p_x_r, p_x_w, p_x_k, p_x_v, p_x_a, p_x_g,
@@ -257,6 +258,7 @@ def block_step(
         floats(p_out_bias),
     )
     offset, reset = floats(p_offset), flags(p_reset)
+    K = LANES * len(keys)
     H, widest = C // K, max(rank_w, rank_a, rank_v, rank_g)
     down_w, down_a = _gathered(w1, C, rank_w), _gathered(a1, C, rank_a)
     down_g = _gathered(g1, C, rank_g)
@@ -320,15 +322,15 @@ def block_step(
                 for i in range(0, n * -(-rank_g // LANES) * LANES, LANES):
                     store(down, i, sigmoid(load(down, i)))
                 _up(down, n, rank_g, nothing, g2, C, gate)
-        before(0, 0, H, n, H, K, decay, k, rate, k_k, k_a, w, key, a, b)
+        before(0, 0, H, n, H, keys, decay, k, rate, k_k, k_a, w, key, a, b)
         for row in range(n):
             q, size_h, fresh = (start + row) * S + at_wkv, K * K, reset[start + row]
             for head in range(H):
                 e, o = q + head * size_h, row * C + head * K
-                _head(e, fresh, o, K, r, w, key, v, a, b, state, new, u, y)
+                _head(e, fresh, o, keys, r, w, key, v, a, b, state, new, u, y)
                 if p_offset:
                     _add_read(o, K, r, head * size_h, offset, y)
-        after(0, 0, H, n, H, K, eps, y, r, key, v, gate, r_k, ln_weight, ln_bias, z)
+        after(0, 0, H, n, H, keys, eps, y, r, key, v, gate, r_k, ln_weight, ln_bias, z)
         _linear(z, n, C, output, mixed, C)
         for row in range(n):
             for i in range(0, C, LANES):
@@ -356,4 +358,6 @@ def run_block_step(
     rows: int, sizes: tuple[Any, ...], tensors: tuple[Tensor, ...], parameters: list[int]
 ) -> None:
     """Take all rows through the block; see `block_step` for the order of everything."""
-    run(block_step, rows, rows * 8 * sizes[0] ** 2, *sizes, *tensors, *parameters)
+    width, head_size, *others = sizes
+    work = rows * 8 * width**2
+    run(block_step, rows, work, width, vectors(head_size), *others, *tensors, *parameters)

@@ -63,3 +63,12 @@ def padded(tensor: Tensor, width: int) -> Tensor:
 def whole(width: int) -> int:
     """Return the width rounded up to whole vectors."""
     return -(-width // LANES) * LANES
+
+
+def vectors(width: int) -> tuple[int, ...]:
+    """Return whole vectors of this width as a tuple of so many zeros, for a kernel.
+
+    A kernel is compiled for the types of its arguments, and the length of a tuple is part of its
+    type: `LANES * len(vectors)` is a constant there, loops over it have no end to look for.
+    """
+    return (0,) * (width // LANES)

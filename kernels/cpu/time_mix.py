@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from doxastic.kernels.cpu import wkv7
-from doxastic.kernels.cpu.common import compiled
+from doxastic.kernels.cpu.common import compiled, vectors
+from doxastic.kernels.cpu.simd import LANES
 from doxastic.kernels.cpu.threads import run
 from doxastic.kernels.cpu.time_mix_passes import after, after_backward, before, before_backward
 
@@ -40,34 +41,36 @@ def _address(scratch, index, row, T, H, K):
 
 
 @compiled
-def _given(scratch, row, first, last, T, H, K, p_decay, p_k, p_rate, p_k_k, p_k_a):
+def _given(scratch, row, first, last, T, H, keys, p_decay, p_k, p_rate, p_k_k, p_k_a):
     """Run the pass before WKV-7 into the first four scratch arrays; return where they are."""
+    K = LANES * len(keys)
     w, key = (_address(scratch, 0, row, T, H, K), _address(scratch, 1, row, T, H, K))
     a, b = (_address(scratch, 2, row, T, H, K), _address(scratch, 3, row, T, H, K))
-    before(row, first, last, T, H, K, p_decay, p_k, p_rate, p_k_k, p_k_a, w, key, a, b)
+    before(row, first, last, T, H, keys, p_decay, p_k, p_rate, p_k_k, p_k_a, w, key, a, b)
     return w, key, a, b
 
 
 @compiled
 def _forward(
-    first, last, T, H, K, eps,
+    first, last, T, H, keys, eps,
     p_r, p_decay, p_k, p_v, p_rate, p_gate, p_k_k, p_k_a, p_r_k, p_weight, p_bias,
     p_state, p_reset, p_y, p_u, p_stored, p_final, p_out,
 ):  # fmt: skip
     """Run all three passes over the chains `[first, last)`, a few heads of a row at a time."""
+    K = LANES * len(keys)
     scratch = np.empty(4 * (T * H * K + SPACING), np.float32)
     chain = first
     while chain < last:
         row, h, end = _piece(chain, last, T, H, K)
         w, key, a, b = _given(
-            scratch, row, h, end, T, H, K, p_decay, p_k, p_rate, p_k_k, p_k_a
+            scratch, row, h, end, T, H, keys, p_decay, p_k, p_rate, p_k_k, p_k_a
         )  # fmt: skip
         wkv7._forward(
-            chain, chain + end - h, H, T, K, K,
+            chain, chain + end - h, H, T, keys, keys,
             p_r, w, key, p_v, a, b, p_state, p_reset, p_y, p_u, p_stored, p_final,
         )  # fmt: skip
         after(
-            row, h, end, T, H, K, eps,
+            row, h, end, T, H, keys, eps,
             p_y, p_r, key, p_v, p_gate, p_r_k, p_weight, p_bias, p_out,
         )  # fmt: skip
         chain += end - h
@@ -75,7 +78,7 @@ def _forward(
 
 @compiled
 def _backward(
-    first, last, T, H, K, eps,
+    first, last, T, H, keys, eps,
     p_dout, p_dfinal,
     p_r, p_decay, p_k, p_v, p_rate, p_gate, p_k_k, p_k_a, p_r_k, p_weight, p_bias,
     p_reset, p_u, p_y, p_stored,
@@ -83,12 +86,13 @@ def _backward(
     p_dr_k, p_dweight, p_dbias, p_dk_k, p_dk_a,
 ):  # fmt: skip
     """Run the passes backwards over the chains `[first, last)`; the first is run again before."""
+    K = LANES * len(keys)
     scratch = np.empty(12 * (T * H * K + SPACING), np.float32)
     chain = first
     while chain < last:
         row, h, end = _piece(chain, last, T, H, K)
         w, key, a, b = _given(
-            scratch, row, h, end, T, H, K, p_decay, p_k, p_rate, p_k_k, p_k_a
+            scratch, row, h, end, T, H, keys, p_decay, p_k, p_rate, p_k_k, p_k_a
         )  # fmt: skip
         dw, dkey = (_address(scratch, 4, row, T, H, K), _address(scratch, 5, row, T, H, K))
         da, db = (_address(scratch, 6, row, T, H, K), _address(scratch, 7, row, T, H, K))
@@ -97,17 +101,17 @@ def _backward(
         dkey_bonus = _address(scratch, 10, row, T, H, K)
         dv_bonus = _address(scratch, 11, row, T, H, K)
         after_backward(
-            row, h, end, T, H, K, eps,
+            row, h, end, T, H, keys, eps,
             p_dout, p_y, p_r, key, p_v, p_gate, p_r_k, p_weight, p_bias,
             dy, dr_bonus, dkey_bonus, dv_bonus, p_dgate, p_dr_k, p_dweight, p_dbias,
         )  # fmt: skip
         wkv7._backward(
-            chain, chain + end - h, H, T, K, K,
+            chain, chain + end - h, H, T, keys, keys,
             dy, p_dfinal, p_r, w, key, p_v, a, b, p_reset, p_u, p_stored,
             p_dr, dw, dkey, p_dv, da, db, p_dstate,
         )  # fmt: skip
         before_backward(
-            row, h, end, T, H, K,
+            row, h, end, T, H, keys,
             dw, dkey, dkey_bonus, da, db, dr_bonus, dv_bonus,
             p_decay, p_k, p_rate, p_k_k, p_k_a,
             p_ddecay, p_dk, p_drate, p_dr, p_dv, p_dk_k, p_dk_a,
@@ -127,7 +131,7 @@ def forward(
     given = (r, decay, k, v, rate, gate, k_k, k_a, r_k, weight, bias)
     tensors = (*given, state, reset, y, u, stored, final, out)
     work = 5 * r.numel() * K + 18 * r.numel()
-    run(_forward, B * H, work, T, H, K, np.float32(eps), *tensors)
+    run(_forward, B * H, work, T, H, vectors(K), np.float32(eps), *tensors)
     return out, final, (*given, reset, u, y, stored)
 
 
@@ -142,7 +146,7 @@ def backward(
     sums, dstate = r.new_zeros(5, B, H * K), torch.empty_like(dfinal)
     tensors = (dout, dfinal, *kept, *inputs, dstate, *sums.unbind(0))
     work = 13 * r.numel() * K + 57 * r.numel()
-    run(_backward, B * H, work, T, H, K, np.float32(eps), *tensors)
+    run(_backward, B * H, work, T, H, vectors(K), np.float32(eps), *tensors)
     dr_k, dweight, dbias, dk_k, dk_a = sums.sum(1).unbind(0)
     return *inputs, dk_k, dk_a, dr_k.view(H, K), dweight, dbias, dstate
 

@@ -42,8 +42,9 @@ def _inverse_norm(k, k_k, o, c, K):
 
 
 @compiled
-def before(row, first, last, T, H, K, p_decay, p_k, p_rate, p_k_k, p_k_a, p_w, p_key, p_a, p_b):
+def before(row, first, last, T, H, keys, p_decay, p_k, p_rate, p_k_k, p_k_a, p_w, p_key, p_a, p_b):
     """Write the decay, the written key, the removal and the replacement vector."""
+    K = LANES * len(keys)
     decay, k, rate, k_k, k_a = (
         floats(p_decay),
         floats(p_k),
@@ -91,10 +92,11 @@ def _bonus(r, key, r_k, o, c, K):
 
 @compiled
 def after(
-    row, first, last, T, H, K, eps,
+    row, first, last, T, H, keys, eps,
     p_y, p_r, p_key, p_v, p_gate, p_r_k, p_weight, p_bias, p_out,
 ):  # fmt: skip
     """Write gate (GroupNorm(y) + bonus v)."""
+    K = LANES * len(keys)
     y, r, key, v, gate = (floats(p_y), floats(p_r), floats(p_key), floats(p_v), floats(p_gate))
     r_k, weight, bias, out = (floats(p_r_k), floats(p_weight), floats(p_bias), floats(p_out))
     for t in range(T):
@@ -115,11 +117,12 @@ def _accumulate(array, index, value):
 
 @compiled
 def after_backward(
-    row, first, last, T, H, K, eps,
+    row, first, last, T, H, keys, eps,
     p_dout, p_y, p_r, p_key, p_v, p_gate, p_r_k, p_weight, p_bias,
     p_dy, p_dr, p_dkey, p_dv, p_dgate, p_dr_k, p_dweight, p_dbias,
 ):  # fmt: skip
     """Write the gradients of `after`; those of the parameters are sums per batch row."""
+    K = LANES * len(keys)
     dout, y, r, key, v = (floats(p_dout), floats(p_y), floats(p_r), floats(p_key), floats(p_v))
     gate, r_k, weight, bias, dy = (
         floats(p_gate),
@@ -171,7 +174,7 @@ def after_backward(
 
 @compiled
 def before_backward(
-    row, first, last, T, H, K,
+    row, first, last, T, H, keys,
     p_dw, p_dkey, p_dkey_bonus, p_da, p_db, p_dr_bonus, p_dv_bonus,
     p_decay, p_k, p_rate, p_k_k, p_k_a,
     p_ddecay, p_dk, p_drate, p_dr, p_dv, p_dk_k, p_dk_a,
@@ -180,6 +183,7 @@ def before_backward(
 
     Those of the parameters are sums per batch row.
     """
+    K = LANES * len(keys)
     dw, dkey, dkey_bonus, da, db = (
         floats(p_dw),
         floats(p_dkey),

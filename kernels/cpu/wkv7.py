@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.nn import functional as F
 
-from doxastic.kernels.cpu.common import ZERO, compiled, padded, whole
+from doxastic.kernels.cpu.common import ZERO, compiled, padded, vectors, whole
 from doxastic.kernels.cpu.simd import (
     LANES,
     exp,
@@ -59,8 +59,8 @@ def _forward(
     last,
     H,
     T,
-    K,
-    V,
+    keys,
+    values,
     p_r,
     p_decay,
     p_k,
@@ -74,6 +74,7 @@ def _forward(
     p_stored,
     p_final,
 ):
+    K, V = LANES * len(keys), LANES * len(values)
     r, decay, k, v, a, b = (
         floats(p_r),
         floats(p_decay),
@@ -136,8 +137,11 @@ def _forward(
 
 
 @compiled
-def _recompute(X, entry, count, row, h, start, H, T, K, V, decay, k, v, b, u, reset, stored):
+def _recompute(
+    X, entry, count, row, h, start, H, T, keys, values, decay, k, v, b, u, reset, stored
+):
     """Rebuild the states of one chunk: X[s + 1] after step s, entry[s] where step s starts."""
+    K, V = LANES * len(keys), LANES * len(values)
     size = V * K
     c = ((row * (-(-T // CHUNK)) + start // CHUNK) * H + h) * size
     for e in range(size):
@@ -158,10 +162,11 @@ def _recompute(X, entry, count, row, h, start, H, T, K, V, decay, k, v, b, u, re
 
 @compiled
 def _backward(
-    first, last, H, T, K, V,
+    first, last, H, T, keys, values,
     p_dy, p_dfinal, p_r, p_decay, p_k, p_v, p_a, p_b, p_reset, p_u, p_stored,
     p_dr, p_dw, p_dk, p_dv, p_da, p_db, p_dstate,
 ):  # fmt: skip
+    K, V = LANES * len(keys), LANES * len(values)
     dy, dfinal, r, decay, k, v = (
         floats(p_dy),
         floats(p_dfinal),
@@ -199,7 +204,9 @@ def _backward(
         for c in range(-(-T // CHUNK) - 1, -1, -1):
             start = c * CHUNK
             count = min(CHUNK, T - start)
-            _recompute(X, entry, count, row, h, start, H, T, K, V, decay, k, v, b, u, reset, stored)
+            _recompute(
+                X, entry, count, row, h, start, H, T, keys, values, decay, k, v, b, u, reset, stored
+            )
             for s in range(count - 1, -1, -1):
                 t = start + s
                 o = ((row * T + t) * H + h) * K
@@ -237,7 +244,10 @@ def _backward(
 
 
 @compiled
-def _step(first, last, H, K, V, p_r, p_decay, p_k, p_v, p_a, p_b, p_state, p_reset, p_y, p_new):
+def _step(
+    first, last, H, keys, values, p_r, p_decay, p_k, p_v, p_a, p_b, p_state, p_reset, p_y, p_new
+):
+    K, V = LANES * len(keys), LANES * len(values)
     r, decay, k, v, a, b = (
         floats(p_r),
         floats(p_decay),
@@ -293,7 +303,7 @@ def wkv7_forward(
     y, u, final = torch.empty_like(v), torch.empty_like(v), torch.empty_like(state)
     stored = state.new_empty(B, -(-T // CHUNK), H, vp, kp)
     tensors = (r, decay, k, v, a, b, state, reset, y, u, stored, final)
-    run(_forward, B * H, 5 * v.numel() * kp, H, T, kp, vp, *tensors)
+    run(_forward, B * H, 5 * v.numel() * kp, H, T, vectors(kp), vectors(vp), *tensors)
     return y[..., :V].contiguous(), final[..., :V, :K].contiguous(), u, stored
 
 
@@ -328,7 +338,7 @@ def wkv7_backward(
         dy, dfinal, r, decay, k, v, a, b, reset, u, stored,
         dr, dw, dk, dv, da, db, dstate,
     )  # fmt: skip
-    run(_backward, B * H, 13 * v.numel() * kp, H, T, kp, vp, *tensors)
+    run(_backward, B * H, 13 * v.numel() * kp, H, T, vectors(kp), vectors(vp), *tensors)
     dr, dw, dk, da, db = (x[..., :K].contiguous() for x in (dr, dw, dk, da, db))
     return dr, dw, dk, dv[..., :V].contiguous(), da, db, dstate[..., :V, :K].contiguous()
 
@@ -357,7 +367,7 @@ def wkv7_step(
     v, old = padded(v, vp), _pad_state(state, vp, kp)
     y, new = torch.empty_like(v), old if inplace else torch.empty_like(old)
     tensors = (r, decay, k, v, a, b, old, reset, y, new)
-    run(_step, B * H, 5 * v.numel() * kp, H, kp, vp, *tensors)
+    run(_step, B * H, 5 * v.numel() * kp, H, vectors(kp), vectors(vp), *tensors)
     new = new[..., :V, :K]
     if inplace:
         if new.data_ptr() != state.data_ptr():
